@@ -47,6 +47,10 @@ class UsageError(MidogError):
     exit_code = 2
 
 
+class ArgumentError(UsageError, ValueError):
+    """A function was called with a value outside its range; also a ValueError, for callers that know no other."""
+
+
 class DataError(MidogError):
     """Patches, tables or folders that are not what they should be."""
 

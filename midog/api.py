@@ -1,0 +1,131 @@
+"""The daily commands as functions: what `import midog` offers and what the command line calls.
+
+    import midog
+    patches = midog.read_patches("AMi-Br", folds="grouped:5:0", hold_out=0.2)
+    run = midog.train_recipe("cpu-small", patches, "runs/cpu-small")
+    blend = midog.blend_runs("runs/cpu-small")
+    blend.write("blends/cpu-small")
+    bundle = midog.load_bundle("model.tar.gz", use="full")
+    result = bundle.predict(images, mpp=0.25)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ensemble.compare import Comparison
+    from ensemble.crossfit import BlendResult
+    from midog.bundle import Bundle
+    from midog.data.checks import Checked
+    from midog.data.patches import PatchTable
+    from midog.run import Run
+
+
+def read_patches(
+    *data: Path | str,
+    folds: str | None = None,
+    hold_out: float | None = None,
+    join_duplicates: bool = False,
+    extend: Path | str | None = None,
+) -> Checked:
+    """Read data sets in their published layouts, check them, and make the folds.
+
+    Args:
+        data: folders or CSV files: AMi-Br, MIDOG25, AtNorM-MD, AtNorM-Br, OMG-Octo, a plain CSV, or a patch table.
+        folds: `grouped:K:SEED` or `amibr`. None keeps the folds that the table has, else makes `grouped:5:0`.
+        hold_out: share of the cases to set aside as `test`; None keeps the published split.
+        join_duplicates: keep the first of several rows with equal pixels, the others as its aliases.
+        extend: a patch table whose cases keep their fold and split.
+
+    Returns: the checked table; `.problems` lists everything wrong, `.write(path)` refuses while there is any.
+    """
+    from midog.data import checks
+    from midog.data import folds as folding
+    from midog.data.patches import read_table
+    from midog.data.readers import read_layout
+
+    checked = checks.check(read_layout([Path(source) for source in data]), join_duplicates=join_duplicates)
+    if checked.problems:
+        return checked
+    table = checked.table
+    if hold_out is not None:
+        table = folding.hold_out(table, hold_out)
+    if extend is not None:
+        table = folding.extend(table, read_table(extend))
+    elif folds is not None or (table.folds < 0).all():
+        table = folding.make_folds(table, folds or "grouped:5:0")
+    return checked.with_table(table)
+
+
+def train_recipe(recipe: Path | str, patches: PatchTable | Checked | Path | str, run: Path | str, **options: Any) -> Run:
+    """Train every (member, fold) of a recipe that `run` still lacks. The same call twice continues or does nothing.
+
+    Args:
+        recipe: name of a shipped recipe, or a YAML file.
+        patches: a patch table with folds, its path, or what `read_patches` returned.
+        run: folder to make or to continue.
+        options: `sets` (as `--set`: "each.training.epochs=2"), `members`, `folds`, `pretrained`, `threads`.
+    """
+    from midog.recipe import load_recipe
+    from midog.training import launch
+
+    loaded = load_recipe(recipe, options.pop("sets", ()))
+    return launch.train_recipe(loaded, as_table(patches), Path(run), **options)
+
+
+def as_table(patches: PatchTable | Checked | Path | str) -> PatchTable:
+    """The patch table behind a path or a check's result; raises that check's problems."""
+    from midog.data.checks import Checked
+    from midog.data.patches import read_table
+
+    if isinstance(patches, Checked):
+        patches.require()
+        return patches.table
+    return read_table(patches) if isinstance(patches, Path | str) else patches
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a run folder: `.status()`, `.oof(member)`, `.scores(by=…)`."""
+    from midog import run
+
+    return run.open_run(path)
+
+
+def blend_runs(*runs: Path | str, **settings: Any) -> BlendResult:
+    """Blend members of runs (`RUN` or `RUN:MEMBER`): weights, calibration and operating points, cross-fitted by case.
+
+    Settings are those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`); what is not given
+    comes from the first run's recipe.
+    """
+    from ensemble import crossfit
+
+    names = [str(run) for run in runs]
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    stored = open_run(names[0].split(":")[0]).recipe.get("blend", {}) if names else {}
+    return crossfit.blend_runs(names, crossfit.BlendSettings(**{**stored, **chosen}))
+
+
+def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: Path | str | None = None) -> Comparison:
+    """Paired case-bootstrap of two runs, members, blends or prediction tables; says which differences are noise."""
+    from ensemble import compare
+
+    return compare.compare(str(a), str(b), by=by, truth=truth)
+
+
+def load_bundle(path: Path | str, use: str = "full") -> Bundle:
+    """Open a bundle (`model.tar.gz` or unpacked) at an operating point; `.predict(images, mpp=0.25)` classifies."""
+    from midog import bundle
+
+    return bundle.open_bundle(path, use=use)
+
+
+def pack_bundle(blend: Path | str, out: Path | str) -> Path:
+    """Write the bundle of a blend: everything inference needs, byte-identical when repeated."""
+    from midog import bundle
+
+    return bundle.pack(Path(blend), Path(out))
+
+

@@ -1,0 +1,374 @@
+"""The command line: one function call per command, imports inside the commands, and the only place that prints."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from midog.errors import CheckFailed, MidogError, UsageError
+
+DATA, TRAIN, ENSEMBLE, SUBMIT, LOOK = "1 data", "2 train", "3 ensemble", "4 submit", "look"
+
+app = typer.Typer(
+    help="Train, blend, pack and submit an ensemble for MIDOG 2025 Track 2: atypical or normal mitotic figure.\n\n"
+    "A campaign is six commands: check, train, blend, bundle, predict, evaluate. `midog demo` shows all of it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Download a public data set.")
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the recipes that ship with the package.")
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+app.add_typer(recipes_app, name="recipes", rich_help_panel=TRAIN)
+
+
+class By(str, Enum):
+    """What a result can be split by."""
+
+    domain = "domain"
+    tumour = "tumour"
+    scanner = "scanner"
+    laboratory = "laboratory"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value of the recipe: members.uni.training.lr=5e-5")
+]
+Pretrained = Annotated[
+    Path | None, typer.Option(help="Folder or file of pretrained weights; else MIDOG_WEIGHTS. Never downloaded here.")
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; the weights of a run depend on it, so keep it.")]
+
+
+@app.command(rich_help_panel=DATA)
+def check(
+    data: Annotated[list[Path], typer.Argument(help="Data sets: folders or CSV files, in their published layouts.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the patch table here.")] = None,
+    folds: Annotated[str | None, typer.Option(help="grouped:K:SEED (by case, balanced), or amibr.")] = None,
+    hold_out: Annotated[float | None, typer.Option(help="Share of the cases to set aside as `test`.")] = None,
+    join_duplicates: Annotated[bool, typer.Option(help="Equal pixels: keep the first row, others as aliases.")] = False,
+    extend: Annotated[Path | None, typer.Option(help="A patch table whose cases stay in their folds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read data sets, report everything wrong at once, and write the patch table with its folds."""
+    from midog import api
+
+    checked = api.read_patches(*data, folds=folds, hold_out=hold_out, join_duplicates=join_duplicates, extend=extend)
+    _show(checked.summary(), checked.text(), as_json)
+    if checked.problems:
+        raise CheckFailed(f"{len(checked.problems)} kinds of problem; nothing was written", "see the fix of each above")
+    if out:
+        _wrote(checked.write(out))
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="amibr or atnorm")],
+    folder: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("data"),
+) -> None:
+    """Download a public data set; resumes where it stopped and checks what came."""
+    from midog.data import download
+
+    _wrote(download.download(name, folder))
+
+
+@app.command(rich_help_panel=DATA)
+def preview(
+    recipe: Annotated[str, typer.Argument(help="A recipe: name or file.")],
+    patches: Annotated[Path, typer.Argument(help="The patch table.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG to write.")] = Path("preview.png"),
+    member: Annotated[str | None, typer.Option(help="Whose augmentation; default: the first member's.")] = None,
+    sets: SetOption = None,
+) -> None:
+    """Write a contact sheet: patches, and what a member's augmentation makes of them."""
+    from midog.training.launch import preview_augmentation
+
+    from midog import api
+    from midog.recipe import load_recipe
+
+    _wrote(preview_augmentation(load_recipe(recipe, sets or ()), api.as_table(patches), out, member))
+
+
+@app.command(rich_help_panel=TRAIN)
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe: name (midog recipes list) or YAML file.")],
+    patches: Annotated[Path, typer.Argument(help="The patch table that `midog check` wrote.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; default: runs/<recipe>.")] = None,
+    member: Annotated[list[str] | None, typer.Option(help="Only this member (repeatable).")] = None,
+    fold: Annotated[list[int] | None, typer.Option(help="Only this fold (repeatable).")] = None,
+    sets: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe and prove each member: two steps.")] = False,
+    pretrained: Pretrained = None,
+    threads: Threads = None,
+) -> None:
+    """Train every member on every fold that is not done yet. The same command continues after a stop."""
+    from midog import api
+    from midog.recipe import load_recipe
+    from midog.training import launch
+
+    _swapped(recipe, patches)
+    loaded, table = load_recipe(recipe, sets or ()), api.as_table(patches)
+    if dry_run:
+        print(launch.dry_run(loaded, table, pretrained=pretrained).text())
+        return
+    folder = out or Path("runs") / Path(recipe).stem
+    launch.train_recipe(
+        loaded, table, folder, members=member, folds=fold, pretrained=pretrained, threads=threads, report=_note
+    )
+    _wrote(folder, next_command=f"midog blend {folder} -o blends/{folder.name}")
+
+
+@app.command(rich_help_panel=TRAIN)
+def status(
+    run: Annotated[Path | None, typer.Argument(help="A run; without it, all runs in ./runs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is done, what runs, what failed, how long the rest takes, and the scores so far."""
+    from midog.report.status import runs_rows, status_rows
+    from midog.report.text import text_table
+
+    rows = status_rows(run) if run else runs_rows(Path("runs"))
+    _show({"rows": rows}, text_table(rows), as_json)
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: Json = False) -> None:
+    """The recipes that ship with the package, and what each is for."""
+    from midog.recipe import list_recipes
+    from midog.report.text import text_table
+
+    rows = [{"recipe": name, "what for": purpose} for name, purpose in list_recipes().items()]
+    _show({"recipes": rows}, text_table(rows), as_json)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe.")]) -> None:
+    """Print a shipped recipe."""
+    from midog.recipe import recipe_text
+
+    print(recipe_text(name), end="")
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
+    out: Annotated[Path | None, typer.Argument(help="File to write; default: <name>.yaml")] = None,
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    from midog.files import write_text
+    from midog.recipe import recipe_text
+
+    target = out or Path(f"{name}.yaml")
+    if target.exists():
+        raise UsageError(f"{target} exists", f"midog recipes copy {name} ANOTHER.yaml")
+    _wrote(write_text(target, recipe_text(name)), next_command=f"midog train {target} patches.csv --dry-run")
+
+
+@app.command(rich_help_panel=ENSEMBLE)
+def blend(
+    runs: Annotated[list[str], typer.Argument(help="Runs, or members of runs as RUN:MEMBER.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Blend folder; default: blends/<run>.")] = None,
+    kind: Annotated[str | None, typer.Option(help="tuned, equal or stack.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
+    views: Annotated[str | None, typer.Option(help="none, rot4 or d4: views averaged for each patch.")] = None,
+    threshold: Annotated[str | None, typer.Option(help="pooled, or across: one that serves each domain.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search and of the cross-fitting.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tune weights, calibration and threshold on out-of-fold logits, every score cross-fitted by case."""
+    from midog import api
+    from midog.report.text import text_table
+
+    folder = out or Path("blends") / Path(runs[0].split(":")[0]).name
+    result = api.blend_runs(
+        *runs, folder=folder, kind=kind, trials=trials, views=views, threshold=threshold, seed=seed
+    )
+    written = result.write(folder)
+    _show({"rows": result.table()}, text_table(result.table()), as_json)
+    _wrote(written, next_command=f"midog bundle {folder} -o model.tar.gz")
+
+
+@app.command(rich_help_panel=ENSEMBLE)
+def compare(
+    a: Annotated[str, typer.Argument(help="A run, RUN:MEMBER, blend, or prediction table.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    by: Annotated[By | None, typer.Option(help="Also within each of these.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Patch table with labels, for prediction tables.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Paired case-bootstrap of two results: which differences are noise."""
+    from midog import api
+    from midog.report.text import text_table
+
+    comparison = api.compare_results(a, b, by=by.value if by else None, truth=truth)
+    _show({"rows": comparison.table()}, text_table(comparison.table()), as_json)
+
+
+@app.command(rich_help_panel=ENSEMBLE)
+def report(
+    source: Annotated[Path, typer.Argument(help="A run (also one that is still going) or a blend.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: report.html inside it.")] = None,
+) -> None:
+    """Write one self-contained HTML page of figures."""
+    from midog.report import page
+
+    _wrote(page.report(source, out))
+
+
+@app.command(rich_help_panel=SUBMIT)
+def bundle(
+    blend: Annotated[Path, typer.Argument(help="A blend folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The bundle to write.")] = Path("model.tar.gz"),
+) -> None:
+    """Pack everything inference needs into one archive, byte-identical when repeated."""
+    from midog import api
+
+    written = api.pack_bundle(blend, out)
+    _wrote(written, next_command=f"midog predict {written} patches.csv -o out.csv")
+
+
+@app.command(rich_help_panel=SUBMIT)
+def predict(
+    bundle: Annotated[str, typer.Argument(help="A bundle: archive or folder.")],
+    what: Annotated[Path, typer.Argument(help="A patch table, a folder of images, a stack, or a job folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write: patch_id,logit,confidence,class.")],
+    use: Annotated[str, typer.Option(help="Operating point: full, fast, only:MEMBER, …, each also with /1.")] = "full",
+    split: Annotated[str | None, typer.Option(help="Only this split of a patch table: train or test.")] = None,
+) -> None:
+    """Classify patches, in input order; `confidence` is the probability of atypical."""
+    from submission.predict import predict_what
+
+    from midog import api
+
+    if Path(what).suffix == ".gz" or Path(bundle).suffix == ".csv":
+        raise UsageError("the arguments are swapped", f"midog predict {what} {bundle} -o {out}")
+    result = predict_what(api.load_bundle(bundle, use=use), what, split=split)
+    for note in result.notes:
+        _note(note)
+    _wrote(result.write(out), next_command=f"midog evaluate {out} {what}")
+
+
+@app.command(rich_help_panel=SUBMIT)
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="A table from `midog predict`, or the platform's folder.")],
+    truth: Annotated[Path, typer.Argument(help="Labels: a patch table or data set; for a folder ground_truth.json.")],
+    by: Annotated[By, typer.Option(help="Scores by these, beside the overall ones.")] = By.domain,
+    split: Annotated[str | None, typer.Option(help="Only this split of the truth: train or test.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle whose training patches are to be recognised.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the official metrics.json object.")] = False,
+) -> None:
+    """The challenge's metrics, overall and by domain, with case-bootstrap intervals."""
+    from submission import evaluate as evaluation
+
+    if predictions.is_dir():
+        result = evaluation.evaluate_folder(predictions, truth)
+    else:
+        result = evaluation.evaluate_predictions(predictions, truth, by=by.value, split=split, bundle=bundle)
+    _show(result.metrics(), result.text(), as_json)
+    if not result.official:
+        raise CheckFailed("the official evaluator would have refused this", "see the problems above")
+
+
+class BenchPart(str, Enum):
+    """What can be measured."""
+
+    augment = "augment"
+    train = "train"
+    ensemble = "ensemble"
+
+
+@app.command(rich_help_panel=LOOK)
+def bench(
+    part: Annotated[BenchPart, typer.Argument(help="What to measure against a plain baseline in the same run.")],
+    as_json: Json = False,
+) -> None:
+    """Measure speed as a ratio to a plain baseline in the same run."""
+    from importlib import import_module
+
+    from midog.report.text import text_table
+
+    rows = import_module(f"midog.bench.{part.value}").measure()
+    _show({"rows": rows}, text_table(rows), as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for everything it makes.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option(help="Fewer patches and epochs: proves the path, says nothing of quality.")] = False,
+) -> None:
+    """The main job on real patches, in minutes: check, train, blend, bundle, challenge job, score, report."""
+    from midog import demo as main_job
+
+    main_job.run_demo(out, quick=quick, say=lambda line: print(line, flush=True))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 check, 2 usage, 3 data, 4 weights, 5 contract."""
+    usage_error = typer.BadParameter.__mro__[1]  # typer keeps click's UsageError private
+    try:
+        code = app(list(arguments), prog_name="midog", standalone_mode=False)
+    except MidogError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except usage_error as error:
+        print(_usage(error, arguments), file=sys.stderr)
+        return UsageError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped: nothing is lost, the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+HABITS = {
+    "--lr": "--set each.training.lr=1e-4",
+    "--learning-rate": "--set each.training.lr=1e-4",
+    "--epochs": "--set each.training.epochs=30",
+    "--batch-size": "--set each.training.batch=32",
+    "--batch": "--set each.training.batch=32",
+    "--seed": "--set seed=1",
+    "--resume": "repeat the same command: it resumes by itself",
+    "--device": "leave it out: a GPU is used where there is one (CUDA_VISIBLE_DEVICES chooses)",
+    "--output": "-o PATH",
+    "--model": "give the bundle as the first argument",
+}
+
+
+def _usage(error: Exception, arguments: Sequence[str]) -> str:
+    """A usage error with the option or command that was meant."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    wrong = str(getattr(error, "option_name", ""))
+    words = [name for name in _command_names() if arguments and difflib.SequenceMatcher(None, name, arguments[0]).ratio() > 0.6]
+    fix = HABITS.get(wrong) or next((f"midog {name} --help" for name in words), "midog --help")
+    return UsageError(message.rstrip("."), fix).render()
+
+
+def _command_names() -> list[str]:
+    named = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    return named + [group.name for group in app.registered_groups if isinstance(group.name, str)]
+
+
+def _swapped(recipe: str, patches: Path) -> None:
+    if recipe.endswith(".csv") and not patches.suffix == ".csv":
+        raise UsageError("the arguments are swapped", f"midog train {patches} {recipe}")
+
+
+def _show(content: Mapping[str, Any], text: str, as_json: bool) -> None:
+    print(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _wrote(path: Path, next_command: str = "") -> None:
+    _note(f"wrote {path}" + (f"\nnext: {next_command}" if next_command else ""))

@@ -1,0 +1,306 @@
+"""Folds by case: made once for all recipes, extended, held out, and turned into what a member leaves out.
+
+Cases are spread by a greedy assignment of our own, largest case first, to the fold whose counts stay closest to its
+share, then by moves and swaps as long as they help; what is counted is the label within the domain, so that the rare
+figures of small domains are spread too. It is plain arithmetic on counts: the same seed gives the same folds with
+every version of every library, and the same few lines serve folds, hold-out and extension. `amibr` repeats published
+folds, and so uses the library that made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from midog import errors
+from midog.data.patches import Patch, PatchTable
+from midog.errors import DataError, LeakError, UsageError
+
+LEAVE_OUT = ("scanner", "tumour", "domain", "laboratory", "species")
+"""Columns whose values can be left out one at a time."""
+MAX_SWEEPS = 20
+Floats = npt.NDArray[np.float64]
+SPEC_FIX = "write grouped:FOLDS:SEED, like grouped:5:0, or amibr"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """index: (n,) int32, position in `names` of the fold that leaves each patch out, -1 not used (split test).
+
+    names: "0", "1", … for folds; the values of the column for leave-one-out.
+    """
+
+    index: npt.NDArray[np.int32]
+    names: tuple[str, ...]
+
+
+def make_folds(table: PatchTable, spec: str = "grouped:5:0") -> PatchTable:
+    """The table with a fold for every `train` patch.
+
+    spec: "grouped:FOLDS:SEED" by case, balanced on label within domain; "amibr" the published five of AMi-Br
+    (Banerjee et al. 2025, arXiv:2506.21444: scikit-learn's StratifiedGroupKFold, shuffled with seed 42, by slide).
+    Raises: UsageError for another spec; DataError when there are fewer cases than folds, or of a class;
+    LeakError when a case is in train and test. A table without train patches, or without any label, needs no classes.
+    """
+    table = table.with_patches(replace(patch, fold=None) for patch in table)
+    refuse_split_cases(table)
+    if spec == "amibr":
+        return _amibr_folds(table)
+    kind, *numbers = spec.split(":")
+    if kind != "grouped" or not 1 <= len(numbers) <= 2 or not all(n.isdigit() for n in numbers):
+        raise UsageError(f"unknown folds: {spec}", SPEC_FIX)
+    count, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
+    if count < 2:
+        raise UsageError(f"{spec}: at least two folds are needed", SPEC_FIX)
+    cases = _cases(table, lambda patch: patch.split == "train")
+    if not cases:
+        return table
+    _need_cases(table, cases, count)
+    place = _spread(table, cases, np.full(count, 1 / count), seed)
+    return _with_folds(table, place)
+
+
+def hold_out(table: PatchTable, share: float, seed: int = 0) -> PatchTable:
+    """Set about `share` of the train patches aside as split `test`, by case, balanced on label within domain.
+
+    Raises: UsageError for a share outside (0, 1), or when the table has a test split already (published splits are
+    kept); DataError when the cases are too few for both classes on both sides.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"hold-out of {share:g}: a share between 0 and 1 is needed", "write --hold-out 0.2")
+    held = sum(patch.split == "test" for patch in table)
+    if held:
+        raise UsageError(
+            f"the table already has {held} test patches", "leave out --hold-out: a published split is kept"
+        )
+    cases = _cases(table)
+    _need_cases(table, cases, 2)
+    place = _spread(table, cases, np.array([1 - share, share]), seed)
+    result = table.with_patches(replace(p, split="test", fold=None) if place[p.case] else p for p in table)
+    for split in ("train", "test"):
+        _need_classes(f"split {split}", [p.label for p in result if p.split == split])
+    return result
+
+
+def extend(table: PatchTable, old: PatchTable) -> PatchTable:
+    """Folds of `old` for its cases, and places for the new ones beside them.
+
+    Every case of `old` keeps its split and its fold. New cases keep their split (a published one); those in train go
+    where they balance best.
+    Raises: LeakError when a case of `old` is in two folds or splits; DataError when `old` has no folds.
+    """
+    refuse_split_cases(old)
+    names = sorted({patch.fold for patch in old if patch.fold is not None})
+    if len(names) < 2:
+        raise DataError("the old table has no folds to keep", "make them with: midog check … --folds grouped:5:0")
+    known = {patch.case: (patch.split, patch.fold) for patch in old}
+    position = {fold: i for i, fold in enumerate(names)}
+    fixed = {case: position[fold] for case, (split, fold) in known.items() if split == "train" and fold is not None}
+    present = {patch.case for patch in table}
+    kept = {case: place for case, place in fixed.items() if case in present}
+    new = _cases(table, lambda patch: known.get(patch.case, (patch.split, None)) == ("train", None))
+    place = {case: names[i] for case, i in _spread(table, new, np.full(len(names), 1 / len(names)), 0, kept).items()}
+
+    def placed(patch: Patch) -> Patch:
+        split, fold = known.get(patch.case, (patch.split, None))
+        return replace(patch, split=split, fold=place[patch.case] if split == "train" and fold is None else fold)
+
+    result = table.with_patches(placed(patch) for patch in table)
+    refuse_split_cases(result)
+    return result
+
+
+def assign(table: PatchTable, column: str) -> Assignment:
+    """Which fold model leaves each patch out.
+
+    column: "fold", or scanner, tumour, domain, laboratory, species = leave one value out at a time.
+    Raises: UsageError for another column; LeakError when a case is in two folds, or in train and test;
+    DataError when a train patch has no fold or value, there are fewer than two, or a class is absent from one.
+    """
+    if column not in ("fold", *LEAVE_OUT):
+        raise errors.unknown("folds", column, ("fold", *LEAVE_OUT))
+    refuse_split_cases(table)
+    values = [str(value) for value in table.column(column)]
+    used = [patch.split == "train" for patch in table]
+    empty = [patch.patch_id for patch, value, use in zip(table, values, used, strict=True) if use and not value]
+    if empty:
+        fix = "midog check PATCHES -o patches.csv makes folds" if column == "fold" else f"fill in the column {column}"
+        raise DataError(f"{len(empty)} train patches have no {column}", fix, empty)
+    found = {value for value, use in zip(values, used, strict=True) if use}
+    names = tuple(sorted(found, key=(lambda v: int(v)) if column == "fold" else None))
+    if len(names) < 2:
+        raise DataError(f"only {len(names)} {column} in the train patches", "two or more are needed to leave one out")
+    _refuse_leaks(table, values, column)
+    for name in names:
+        labels = [p.label for p, value, use in zip(table, values, used, strict=True) if use and value == name]
+        _need_classes(f"{column} {name}", labels)
+    position = {name: i for i, name in enumerate(names)}
+    index = [position[value] if use else -1 for value, use in zip(values, used, strict=True)]
+    return Assignment(np.array(index, dtype=np.int32), names)
+
+
+def refuse_split_cases(table: PatchTable) -> None:
+    """Raises: LeakError naming every case that is in train and in test, or in two folds."""
+    bad = split_cases(table)
+    if bad:
+        raise LeakError(
+            f"{len(bad)} cases are in more than one fold or split",
+            "correct the columns split and fold, or delete the column fold and run: midog check PATCHES -o patches.csv",
+            bad,
+        )
+
+
+def split_cases(table: PatchTable) -> tuple[str, ...]:
+    """A line for each case that is in two folds, or in train and test."""
+    places: dict[str, set[str]] = {}
+    for patch in table:
+        where = "test" if patch.split == "test" else "train" if patch.fold is None else f"fold {patch.fold}"
+        places.setdefault(patch.case, set()).add(where)
+    return tuple(f"case {case or '(empty)'}: {', '.join(sorted(w))}" for case, w in places.items() if len(w) > 1)
+
+
+def _refuse_leaks(table: PatchTable, values: Sequence[str], column: str) -> None:
+    places: dict[str, set[str]] = {}
+    for patch, value in zip(table, values, strict=True):
+        if patch.split == "train":
+            places.setdefault(patch.case, set()).add(value)
+    bad = [f"case {case}: {', '.join(sorted(found))}" for case, found in places.items() if len(found) > 1]
+    if bad:
+        raise LeakError(f"{len(bad)} cases are in more than one {column}", f"give each case one {column}", bad)
+
+
+def _need_classes(where: str, labels: Sequence[int | None]) -> None:
+    if None in labels:
+        raise DataError(f"{where}: {labels.count(None)} patches have no label", "label them, or delete their rows")
+    for label, word in ((1, "atypical"), (0, "normal")):
+        if label not in labels:
+            raise DataError(f"{where} has no {word} patch", "use fewer folds, another seed, or more cases")
+
+
+def _need_cases(table: PatchTable, cases: Sequence[str], count: int) -> None:
+    chosen = set(cases)
+    if len(cases) < count:
+        raise DataError(f"{len(cases)} cases for {count} folds", "use fewer folds: a case is never split")
+    if not any(patch.label is not None for patch in table if patch.case in chosen):
+        return
+    for label, word in ((1, "atypical"), (0, "normal")):
+        holding = {patch.case for patch in table if patch.label == label and patch.case in chosen}
+        if len(holding) < count:
+            raise DataError(
+                f"only {len(holding)} cases have a patch that is {word}, for {count} folds: a fold would have none",
+                "use fewer folds, or add cases",
+            )
+
+
+def _cases(table: PatchTable, wanted: Callable[[Patch], bool] = lambda patch: True) -> list[str]:
+    """Sorted names of the cases of the wanted patches: independent of the table's order."""
+    cases = sorted({patch.case for patch in table if wanted(patch)})
+    if "" in cases:
+        raise DataError("patches without a case", "fill in the column case: slide or patient")
+    return cases
+
+
+def _spread(
+    table: PatchTable, cases: Sequence[str], shares: Floats, seed: int, kept: dict[str, int] | None = None
+) -> dict[str, int]:
+    """Place of each case: largest first, to where all counts come closest to `shares`; then moves and swaps that help.
+
+    What is kept level: label within domain, label, patches, cases, each relative to its total, so that the few
+    atypical figures of a small domain weigh as much as the many normal ones of a large one.
+    """
+    kept = kept or {}
+    counts, weights = _cell_counts(table, [*cases, *kept])
+    relative = np.sqrt(weights) * counts / counts.sum(axis=0)
+    aim = np.sqrt(weights) * shares[:, None]
+    order = np.random.default_rng(seed).permutation(len(cases))
+    order = order[np.argsort(-counts[order, -2], kind="stable")]
+    level = np.zeros_like(aim)
+    for row, place in enumerate(kept.values(), len(cases)):
+        level[place] += relative[row]
+    places = np.zeros(len(cases), dtype=int)
+    for row in order:
+        cost = (relative[row] * (2 * (level - aim) + relative[row])).sum(axis=1) / shares
+        places[row] = np.argmin(cost.round(12))  # rounded: a tie is a tie on every machine
+        level[places[row]] += relative[row]
+    _improve(relative[: len(cases)], level, aim, shares, places, order)
+    return {case: int(place) for case, place in zip(cases, places, strict=True)}
+
+
+def _improve(
+    relative: Floats, level: Floats, aim: Floats, shares: Floats, places: npt.NDArray[Any], order: Any
+) -> None:
+    """Move a case, or swap two, as long as that brings the counts closer to their aim. Changes `places` and `level`."""
+    count = len(shares)
+    for _ in range(MAX_SWEEPS):
+        changed = False
+        for row in order:
+            home = places[row]
+            # One candidate a place (the case moves there alone), then one a case (the two change places).
+            change = np.vstack([np.zeros((count, relative.shape[1])), relative]) - relative[row]
+            to = np.concatenate([np.arange(count), places])
+            gain = (change * (2 * (level[home] - aim[home]) + change)).sum(axis=1) / shares[home]
+            gain += (-change * (2 * (level[to] - aim[to]) - change)).sum(axis=1) / shares[to]
+            best = int(np.argmin(np.where(to == home, 0.0, gain).round(12)))
+            if to[best] == home or gain[best] > -1e-9:
+                continue
+            changed = True
+            level[home] += change[best]
+            level[to[best]] -= change[best]
+            places[row] = to[best]
+            if best >= count:
+                places[best - count] = home
+        if not changed:
+            return
+
+
+def _cell_counts(table: PatchTable, cases: Sequence[str]) -> tuple[Floats, Floats]:
+    """(cases, cells) counts and (cells,) weights; the last two cells are patches and cases. No cell is empty.
+
+    A label, and the number of patches, weigh as much as the same label in all domains together.
+    """
+    row = {case: i for i, case in enumerate(cases)}
+    members = [(row[patch.case], patch.domain, str(patch.label)) for patch in table if patch.case in row]
+    within = sorted({(domain, label) for _, domain, label in members})
+    overall = sorted({label for _, label in within})
+    column: dict[object, int] = {cell: i for i, cell in enumerate([*within, *overall])}
+    counts = np.zeros((len(cases), len(column) + 2))
+    for case, domain, label in members:
+        counts[case, [column[domain, label], column[label], len(column)]] += 1
+    counts[:, -1] = 1
+    heavy = len(within) / len(overall) if overall else 1.0
+    return counts, np.array([1.0] * len(within) + [heavy] * len(overall) + [heavy, 1.0])
+
+
+def _with_folds(table: PatchTable, place: dict[str, int]) -> PatchTable:
+    return table.with_patches(replace(p, fold=place[p.case] if p.split == "train" else None) for p in table)
+
+
+def _amibr_folds(table: PatchTable) -> PatchTable:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    foreign = [patch.patch_id for patch in table if not patch.patch_id.startswith("AMi-Br/")]
+    if foreign:
+        raise DataError(
+            f"{len(foreign)} patches are not AMi-Br's: its published folds do not cover them", SPEC_FIX, foreign
+        )
+    rows = [i for i, patch in enumerate(table) if patch.split == "train"]
+    labels = np.array([table.patches[i].label for i in rows])
+    slides = np.array([_amibr_slide(table.patches[i].case) for i in rows])
+    _need_cases(table, sorted({table.patches[i].case for i in rows}), 5)
+    place: dict[str, int] = {}
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=42)
+    for fold, (_, held) in enumerate(splitter.split(np.zeros(len(rows)), labels, slides)):
+        place.update({table.patches[rows[i]].case: fold for i in held})
+    return _with_folds(table, place)
+
+
+def _amibr_slide(case: str) -> str:
+    """The slide's file name in AMi-Br: the library shuffles slides in the order of these names."""
+    dataset, _, number = case.partition("/")
+    if dataset == "MIDOG21":
+        return f"{number}.tiff"
+    return f"{number}_stitched1.tif" if int(number) <= 23 else f"{number}.tif"

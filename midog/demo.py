@@ -1,0 +1,153 @@
+"""The main job on real patches in minutes: check, train, blend, bundle, the challenge's own job, score, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midog.errors import ContractError, MidogError
+
+if TYPE_CHECKING:
+    from midog.bundle import Result
+    from midog.run import Run
+    from submission.scoring import Evaluation
+
+Say = Callable[[str], None]
+HOLD_OUT = 0.2
+QUICK = ("each.training.epochs=1",)
+QUICK_CASES = 40
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the patches come from. `job` is a challenge job folder, or None where one has to be made."""
+
+    data: Path
+    job: Path | None
+    line: str
+    drawn: bool = False
+
+
+def run_demo(out: Path, quick: bool = False, say: Say = print) -> Path:
+    """Run the main job into `out`; returns the report's path. The same call twice continues or does nothing.
+
+    Args:
+        out: folder for the patch table, run, blend, bundle, challenge answers and report.html.
+        quick: fewer cases and one epoch: proves the path, says nothing of quality.
+        say: called with each line of progress.
+    """
+    from midog import api
+
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    source = find_patches(out, say)
+    say(source.line)
+    table = make_table(source, out, quick, say)
+    recipe = demo_recipe(quick)
+    run = api.train_recipe(recipe, table, out / "run", sets=random_starts(recipe, say), report=say)
+    say("blend: Optuna on the out-of-fold logits, every score cross-fitted by case")
+    blend = api.blend_runs(run.path, folder=out / "blend", trials=50 if quick else None)
+    blend.write(out / "blend")
+    bundle = api.pack_bundle(out / "blend", out / "model.tar.gz")
+    say(f"bundle: {bundle} ({bundle.stat().st_size / 1e6:.0f} MB)")
+    job, answers = answer_job(source, table, bundle, out, say)
+    result, evaluation = score_held_out(bundle, table, out)
+    page = write_page(out, run, job, answers, result, evaluation, source)
+    for line in closing_lines(out, run, evaluation, time.monotonic() - started):
+        say(line)
+    return page
+
+
+def find_patches(out: Path, say: Say) -> Source:
+    """Real patches from `MIDOG_DATA`, else ../shared/data, else the public repository, else drawn ones."""
+    for place in (os.environ.get("MIDOG_DATA"), "../shared/data"):
+        if place and (Path(place) / "amibr").is_dir():
+            job = Path(place) / "job"
+            line = f"data: AMi-Br patches in {place} (mitotic figures of human breast cancer; Bertram 2025, MIT)"
+            return Source(Path(place) / "amibr", job if job.is_dir() else None, line)
+    from midog.data import download, synthetic
+
+    say("data: no patches at hand: asking AMi-Br's public repository; failing that, SYNTHETIC patches are drawn")
+    try:
+        return Source(download.download("amibr", out / "data"), None, "data: AMi-Br, downloaded (Bertram 2025, MIT)")
+    except MidogError as error:
+        say(f"data: {error.problem}")
+    drawn = synthetic.draw(out / "drawn", cases=40, per_case=12)
+    return Source(drawn, None, "data: SYNTHETIC drawn patches; every score below is about drawings", drawn=True)
+
+
+def make_table(source: Source, out: Path, quick: bool, say: Say) -> Path:
+    """Check the patches, hold a fifth of the cases out, make two folds of the rest; returns patches.csv."""
+    from midog import api
+
+    checked = api.read_patches(source.data)
+    if quick:
+        cases = sorted(set(checked.table.column("case")))[:QUICK_CASES]
+        checked = checked.with_table(checked.table.subset([patch.case in cases for patch in checked.table]))
+    from midog.data import folds
+
+    table = folds.make_folds(folds.hold_out(checked.table, HOLD_OUT), "grouped:2:0")
+    checked = checked.with_table(table)
+    say(checked.text())
+    return checked.write(out / "patches.csv")
+
+
+def demo_recipe() -> str:
+    return "demo"
+
+
+def answer_job(
+    source: Source, table: Path, bundle: Path, out: Path, say: Say
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Run the container's entry point on a challenge job, in a process without network; returns job and answers."""
+    from midog.data.patches import read_table
+    from midog.data.pixels import open_pixels
+    from submission.challenge import TRACK2
+    from submission.stack import write_job
+
+    job = source.job
+    if job is None:
+        held_out = read_table(table)
+        held_out = held_out.subset(held_out.column("split") == "test")
+        job = write_job(out / "job", list(open_pixels(held_out.subset(range(16)))[range(16)]))
+    answers = out / "challenge"
+    shutil.rmtree(answers, ignore_errors=True)
+    answers.mkdir()
+    command = [sys.executable, "-m", "submission.inference"]
+    command += ["--input", str(job), "--output", str(answers), "--model", str(bundle)]
+    cut, how = without_network()
+    say(f"challenge job: {job} answered by the container's entry point ({how})")
+    done = subprocess.run([*cut, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ContractError(f"the entry point failed with status {done.returncode}", "", done.stderr.splitlines()[-5:])
+    return job, json.loads((answers / TRACK2.output_file).read_text(encoding="utf-8"))
+
+
+def without_network() -> tuple[list[str], str]:
+    """Command prefix that takes the network away, and how: a kernel namespace where the system allows it."""
+    if shutil.which("unshare"):
+        prefix = ["unshare", "--net", "--map-root-user"]
+        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
+            return prefix, "a process in a network namespace of its own, without any network"
+    return [], "this system cannot cut the network off; the entry point uses none"
+
+
+def score_held_out(bundle: Path, table: Path, out: Path) -> tuple[Result, Evaluation]:
+    """Predict the held-out cases with the bundle and score them as the challenge does."""
+    from midog import api
+    from submission.evaluate import evaluate_predictions
+    from submission.predict import predict_what
+
+    result = predict_what(api.load_bundle(bundle), table, split="test")
+    predictions = result.write(out / "held_out.csv")
+    evaluation = evaluate_predictions(predictions, table, by="scanner", split="test")
+    evaluation.write(out / "metrics.json")
+    return result, evaluation

@@ -1,0 +1,74 @@
+"""What fixes a fold model's shape and its starting point, as plain settings that read back from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from midog.errors import unknown
+from midog.models.backbones import Backbone, find_backbone
+from midog.models.heads.linear import HEADS, Head, Linear
+from midog.models.preprocess import Image
+from midog.models.tuning import TUNES, Full, Tune
+
+
+@dataclass(frozen=True)
+class Network:
+    """What fixes a fold model's shape and its starting point; `seed` draws random weights and adapters."""
+
+    backbone: Backbone
+    pretrained: str = "record"
+    image: Image = field(default_factory=Image)
+    tune: Tune = field(default_factory=Full)
+    head: Head = field(default_factory=Linear)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `from_dict` reads it back equal."""
+        return {
+            "backbone": self.backbone.to_dict(),
+            "pretrained": self.pretrained,
+            "image": dataclasses.asdict(self.image),
+            "tune": _plain(self.tune),
+            "head": _plain(self.head),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Network:
+        """Raises: UsageError for unknown keys, with the nearest valid one."""
+        _check_keys("network", content, {item.name for item in dataclasses.fields(cls)})
+        return cls(
+            backbone=find_backbone(content["backbone"]),
+            pretrained=str(content.get("pretrained", "record")),
+            image=_settings("image", Image, content.get("image", {})),
+            tune=_by_kind("tune", TUNES, content.get("tune", {"kind": "full"})),
+            head=_by_kind("head", HEADS, content.get("head", {"kind": "linear"})),
+            seed=int(content.get("seed", 0)),
+        )
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(settings).items()
+    }
+
+
+def _check_keys(what: str, content: Mapping[str, Any], names: set[str]) -> None:
+    for key in content:
+        if key not in names:
+            raise unknown(f"key of {what}", str(key), names)
+
+
+def _settings(what: str, kind: type[Any], content: Mapping[str, Any]) -> Any:
+    _check_keys(what, content, {item.name for item in dataclasses.fields(kind)})
+    return kind(**content)
+
+
+def _by_kind(what: str, kinds: Mapping[str, type[Any]], content: Mapping[str, Any]) -> Any:
+    kind = str(content.get("kind", ""))
+    if kind not in kinds:
+        raise unknown(f"{what}.kind", kind, kinds)
+    return _settings(what, kinds[kind], content)

@@ -1,0 +1,406 @@
+"""The recipe: one YAML file that describes an ensemble's members and how to blend them.
+
+Reading goes in five steps: parse (YAML 1.2), start (`from:`), set (`--set`), merge (`each` into every member), check.
+The check reports everything at once: unknown keys at every level with the nearest name, and values that do not fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midog.errors import DataError, MidogError, UsageError, nearest, unknown
+from midog.settings import (
+    Problems,
+    check_keys,
+    check_kind,
+    check_settings,
+    flatten,
+    off_words,
+    plain,
+    switch_words,
+    validate,
+)
+from midog.yaml import parse_yaml, yaml_text
+
+if TYPE_CHECKING:
+    from augment.policies import Augment
+    from ensemble.crossfit import BlendSettings
+    from midog.training.member import Member
+
+Where = Callable[[tuple[str, ...]], str]
+
+TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
+MEMBER_KEYS = ("backbone", "pretrained", "image", "augment", "tune", "head", "training")
+DEFAULT_KINDS = {"augment": "paper", "tune": "lora", "head": "linear", "blend": "tuned"}
+"""Sections of which a bare word names the kind, and the kind they have when none is named."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+OFF = "off"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe, every default spelled out. `base` is the shipped recipe it is or starts from, or ""."""
+
+    name: str
+    folds: str
+    seed: int
+    members: dict[str, Member]
+    blend: BlendSettings
+    base: str = ""
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return resolved(self)
+
+    @property
+    def difference(self) -> tuple[str, ...]:
+        """What sets it apart from the shipped recipe it is or starts from, one key a line."""
+        return compare_recipes(resolved(load_recipe(self.base)), resolved(self)) if self.base else ()
+
+
+def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Args:
+        source: name of a shipped recipe, or a path.
+        sets: changes such as `members.uni.training.lr=5e-5` (values are YAML). `each.…` goes into every member, also
+            where the member says otherwise: what is typed counts last.
+
+    Raises: UsageError listing every problem, each with its full key path.
+    """
+    name, document, base = _read(source)
+    problems = Problems()
+    _check_names(problems, "", document, TOP_KEYS)
+    each, owns = _mapping(problems, "each", document.get("each")), _members(problems, document.get("members"))
+    for path, value in _parse_sets(problems, sets, owns):
+        if path[0] == "each":
+            each = merge(each, _nest(path[1:], value))
+            owns = {k: merge(own, _nest(path[1:], value)) if _says(own, path[1:]) else own for k, own in owns.items()}
+        elif path[0] == "members":
+            owns[path[1]] = merge(owns[path[1]], _nest(path[2:], value))
+        else:
+            document = merge(document, _nest(path, value))
+    seed, folds = _seed(problems, document.get("seed", 0)), _folds(problems, document.get("folds", "fold"))
+    _check_names(problems, "each", each, MEMBER_KEYS)
+    _sections(problems, each, lambda path: ".".join(("each", *path)))
+    built = {member: _member(problems, member, each, own, seed) for member, own in owns.items()}
+    blend = _blend(problems, document.get("blend"), seed)
+    if not built:
+        problems.add("members", "no member", "name at least one, such as `members: {virchow2: {}}`")
+    problems.raise_all(f"recipe {name}")
+    assert blend is not None
+    members = {member: value for member, value in built.items() if value is not None}
+    return Recipe(name, folds, seed, members, blend, base)
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, every default spelled out; `load_recipe` reads it back equal."""
+    members = {}
+    for name, member in recipe.members.items():
+        settings = member.settings()
+        members[name] = {**settings, "augment": off_words(settings["augment"])}
+    return {"folds": recipe.folds, "seed": recipe.seed, "members": members, "blend": plain(asdict(recipe.blend))}
+
+
+def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """Lines such as "members.uni.training.lr: 0.0001 → 5e-05" for every key that differs in two resolved recipes."""
+    before, after = flatten(old), flatten(new)
+    gone = [f"members.{name}: removed" for name in old["members"] if name not in new["members"]]
+    added = [f"members.{name}: added" for name in new["members"] if name not in old["members"]]
+    listed = tuple(f"{line.partition(':')[0]}." for line in [*gone, *added])
+    changed = [
+        f"{key}: {before.get(key, 'nothing')} → {after.get(key, 'nothing')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(listed)
+    ]
+    return (*gone, *added, *changed)
+
+
+def list_recipes() -> dict[str, str]:
+    """Shipped recipes: name → what it is for (the file's first line)."""
+    folder = resources.files("midog") / "recipes"
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return {name: recipe_text(name).splitlines()[0].lstrip("# ").strip() for name in names}
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a shipped recipe. Raises: UsageError for an unknown name, with the nearest one."""
+    file = resources.files("midog") / "recipes" / f"{name}.yaml"
+    if not file.is_file():
+        raise unknown("recipe", name, list_recipes())
+    return file.read_text(encoding="utf-8")
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml_text(resolved(recipe))
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(source: str | Path) -> tuple[str, dict[str, Any], str]:
+    """Name, raw document with `from` carried out, and the shipped recipe underneath."""
+    shipped = isinstance(source, str) and source in _shipped_names()
+    path = Path(source)
+    if not shipped and not path.is_file():
+        guess = nearest(str(source), _shipped_names())
+        fix = f"did you mean {guess}? " if guess else ""
+        raise UsageError(
+            f"no recipe and no file: {source}",
+            f"{fix}`midog recipes list` shows the shipped ones; a path names your own",
+        )
+    text = recipe_text(str(source)) if shipped else None
+    document = _parse(text, str(source)) if text is not None else _load_file(path)
+    name = str(source) if shipped else path.stem
+    start = document.get("from")
+    if start is None:
+        return name, document, name if shipped else ""
+    if next(iter(document)) != "from":
+        raise UsageError(
+            f"recipe {name}: `from` is not the first key", "move `from: …` to the top: everything else changes it"
+        )
+    if start not in _shipped_names():
+        raise unknown("recipe", str(start), _shipped_names())
+    _, under, _ = _read(str(start))
+    return name, merge(under, {key: value for key, value in document.items() if key != "from"}), str(start)
+
+
+def _shipped_names() -> tuple[str, ...]:
+    folder = resources.files("midog") / "recipes"
+    return tuple(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _load_file(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "save it as UTF-8 text") from None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = parse_yaml(text, where)
+    except DataError as error:
+        raise UsageError(error.problem, error.fix) from None
+    if not isinstance(document, dict):
+        raise UsageError(f"{where} is no recipe: a mapping is expected", "`midog recipes show paper` is an example")
+    return {str(key): value for key, value in document.items()}
+
+
+# ── merging ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def expand(key: str, value: Any) -> Any:
+    """A bare word is short for its kind: `tune: full` is `tune: {kind: full}`."""
+    return {"kind": value} if key in DEFAULT_KINDS and isinstance(value, str) else value
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`: key by key, except that a mapping of another `kind` replaces. Null says nothing."""
+    result = dict(under)
+    for key, value in over.items():
+        old, new = expand(key, result.get(key)), expand(key, value)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            default = DEFAULT_KINDS.get(key)
+            same = "kind" not in new or new["kind"] == old.get("kind", default)
+            result[key] = merge(old, new) if same else dict(new)
+        elif new is not None or key not in result:
+            result[key] = new
+    return result
+
+
+def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return dict(value)
+
+
+def _says(content: Any, path: Sequence[str]) -> bool:
+    """True where the mapping itself holds this key path."""
+    for key in path:
+        if not isinstance(content, Mapping) or key not in content:
+            return False
+        content = expand(key, content[key])
+    return True
+
+
+def _parse_sets(
+    problems: Problems, sets: Sequence[str], members: Mapping[str, Any]
+) -> list[tuple[tuple[str, ...], Any]]:
+    """`members.uni.training.lr=5e-5` → (("members", "uni", "training", "lr"), 5e-05). Member names may hold dots."""
+    typed = []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            problems.add(f"--set {text}", "KEY=VALUE is expected", "write it as --set each.training.epochs=2")
+            continue
+        if path[0] not in TOP_KEYS[1:]:
+            problems.unknown_key(f"--set {path[0]}", TOP_KEYS[1:])
+            continue
+        if path[0] == "members":
+            rest = key.strip().removeprefix("members.")
+            name = next((m for m in sorted(members, key=len, reverse=True) if f"{rest}.".startswith(f"{m}.")), None)
+            if name is None:
+                problems.unknown_key(f"--set members.{path[1] if len(path) > 1 else ''}", members)
+                continue
+            path = ("members", name, *(part for part in rest.removeprefix(name).split(".") if part))
+        if len(path) == {"each": 1, "members": 2}.get(path[0], 0):
+            problems.add(f"--set {text}", "this is a whole section", "name the key inside, as each.training.epochs=2")
+            continue
+        try:
+            typed.append((path, parse_yaml(value, f"--set {text}")))
+        except DataError as error:
+            problems.add_error("", error)
+    return typed
+
+
+# ── checking ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_names(problems: Problems, path: str, content: Mapping[str, Any], names: Sequence[str]) -> None:
+    for key in content:
+        if key not in names:
+            problems.unknown_key(f"{path}.{key}" if path else str(key), names)
+
+
+def _mapping(problems: Problems, path: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        problems.add(path, f"{value!r} is not a mapping of keys to values")
+        return {}
+    return {str(key): expand(str(key), inner) for key, inner in value.items()}
+
+
+def _members(problems: Problems, value: Any) -> dict[str, dict[str, Any]]:
+    """Each member's own words; a member that is `off` is left out (to drop one that `from:` brought)."""
+    owns = {str(name): own for name, own in _mapping(problems, "members", value).items() if own != OFF}
+    lower: dict[str, str] = {}
+    for name in owns:
+        if not NAME.fullmatch(name):
+            problems.add(f"members.{name}", "a member's name becomes a folder: letters, digits, _ . + - are fine")
+        if name.lower() in lower:
+            problems.add(
+                f"members.{name}", f"differs from {lower[name.lower()]} in capitals alone: one folder on some disks"
+            )
+        lower[name.lower()] = name
+    return {name: _mapping(problems, f"members.{name}", own) for name, own in owns.items()}
+
+
+def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping[str, Any], seed: int) -> Member | None:
+    from midog.models.backbones import find_backbone
+    from midog.models.preprocess import input_size
+    from midog.training.member import Member, network_of
+
+    _check_names(problems, f"members.{name}", own, MEMBER_KEYS)
+
+    def where(path: tuple[str, ...]) -> str:
+        written = _says(own, path) or not _says(each, path)
+        return ".".join(("members", name, *path) if written else ("each", *path))
+
+    merged = merge(each, own)
+    sections = _sections(problems, merged, where)
+    backbone, pretrained = merged.get("backbone", name), merged.get("pretrained", "record")
+    if not isinstance(pretrained, str):
+        problems.add(where(("pretrained",)), f"{pretrained!r} is not record, random or a path")
+        return None
+    if not isinstance(backbone, str | Mapping):
+        problems.add(where(("backbone",)), f"{backbone!r} is not a backbone's name or record")
+        return None
+    backbone = dict(backbone) if isinstance(backbone, Mapping) else backbone
+    try:
+        find_backbone(backbone)
+    except MidogError as error:
+        problems.add_error(where(("backbone",)), error)
+        return None
+    if None in sections.values():
+        return None
+    member = Member(name=name, backbone=backbone, pretrained=pretrained, seed=seed, **sections)
+    try:
+        network = network_of(member)
+        input_size(network.image, network.backbone)
+    except MidogError as error:
+        problems.add_error(f"members.{name}", error)
+        return None
+    return member
+
+
+def _sections(problems: Problems, content: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    """The typed sections of a member (or of `each`); None where one does not fit."""
+    from midog.models.heads.linear import HEADS
+    from midog.models.preprocess import Image
+    from midog.models.tuning import TUNES
+    from midog.training.member import Training
+
+    def inside(section: str) -> Where:
+        return lambda path: where((section, *path))
+
+    words = {key: _section(problems, content, key, where) for key in ("image", "augment", "tune", "head", "training")}
+    return {
+        "image": check_settings(problems, Image, words["image"], inside("image")),
+        "augment": _augment(problems, words["augment"], inside("augment")),
+        "tune": check_kind(problems, TUNES, words["tune"], inside("tune")),
+        "head": check_kind(problems, HEADS, words["head"], inside("head")),
+        "training": check_settings(problems, Training, words["training"], inside("training")),
+    }
+
+
+def _section(problems: Problems, content: Mapping[str, Any], key: str, where: Where) -> dict[str, Any]:
+    value = expand(key, content.get(key))
+    if value is not None and not isinstance(value, Mapping):
+        problems.add(where((key,)), f"{value!r} is not a mapping of keys to values")
+        value = None
+    kind = {"kind": DEFAULT_KINDS[key]} if key in DEFAULT_KINDS else {}
+    return {**kind, **{str(inner): word for inner, word in (value or {}).items()}}
+
+
+def _augment(problems: Problems, content: Mapping[str, Any], where: Where) -> Augment | None:
+    """A kind's settings with the recipe's own keys on top; `off` and `on` switch a transform."""
+    from augment.policies import Augment, settings
+
+    try:
+        defaults = asdict(settings(str(content["kind"])))
+    except (MidogError, ValueError) as error:
+        problems.add(
+            where(("kind",)), error.problem + f"; {error.fix}" if isinstance(error, MidogError) else str(error)
+        )
+        return None
+    known = check_keys(problems, Augment, switch_words(Augment, content), where)
+    # Off and on count here as said, unlike an empty value in the file.
+    return validate(
+        problems, Augment, {**merge(defaults, known), **{k: None for k, v in known.items() if v is None}}, where
+    )
+
+
+def _blend(problems: Problems, value: Any, seed: int) -> BlendSettings | None:
+    from ensemble.crossfit import BlendSettings
+
+    content = _section(problems, {"blend": value}, "blend", ".".join)
+    return check_settings(problems, BlendSettings, {"seed": seed, **content}, lambda path: ".".join(("blend", *path)))
+
+
+def _seed(problems: Problems, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        problems.add("seed", f"{value!r} is not a whole number from 0")
+        return 0
+    return value
+
+
+def _folds(problems: Problems, value: Any) -> str:
+    from midog.data.folds import LEAVE_OUT
+
+    columns = ("fold", *LEAVE_OUT)
+    if value not in columns:
+        guess = nearest(str(value), columns)
+        problems.add(
+            "folds", f"no such column {value}; " + (f"did you mean {guess}?" if guess else f"one of {columns}")
+        )
+        return "fold"
+    return str(value)

@@ -1,0 +1,285 @@
+"""One member, one fold: the loop reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from augment.views import VIEW_NAMES
+from midog.data.folds import Assignment
+from midog.data.patches import PatchTable
+from midog.errors import MidogError, WeightsError
+from midog.files import sha256_file, sha256_json, write_json
+from midog.models.classifier import Classifier, build_classifier, save_fold
+from midog.models.predict import autocast, predict_logits
+from midog.progress import steps as progress_bar
+from midog.provenance import provenance
+from midog.run import Oof, write_oof
+from midog.training import checkpoint
+from midog.training.batches import Batch, Images, epoch_batches, steps_per_epoch
+from midog.training.folder import cut_log, hold, sweep, write_log_line
+from midog.training.identity import check_identity, fold_identity
+from midog.training.losses import bce, loss
+from midog.training.machine import Machine, Resources, claim
+from midog.training.member import Member, Training, network_of
+from midog.training.optimise import RunningMean, adamw, learning_rate, trained_parameters
+from midog.training.patches import FoldPatches, fold_patches
+from midog.training.sampling import draw_epoch
+from midog.training.seeds import generator_of, seed_of
+from midog.training.selection import Best, plateau_factor
+
+
+def train_fold(
+    member: Member,
+    k: int,
+    table: PatchTable,
+    assignment: Assignment,
+    images: Images,
+    folder: Path,
+    pretrained: Path | None = None,
+    machine: Machine | None = None,
+) -> None:
+    """Train `member` without fold `k` and leave model.safetensors, oof.csv, log.jsonl and done.json in `folder`.
+
+    Killed at any moment, the same call goes on after the last whole epoch; on CPU with the same threads it ends in the
+    same bytes. Called on a fold that is done, it does nothing.
+
+    Args:
+        table: training patches (no `test` rows); `assignment` and `images` belong to it row by row.
+        images: (n, 128, 128, 3) uint8, read by index arrays (`midog.data.pixels.Pixels`).
+        pretrained: folder or file of pretrained weights, where the member starts from its record's.
+        machine: device, precision, threads.
+
+    Raises: Busy when another process trains this fold; UsageError when the folder was made by something else;
+        WeightsError when the checkpoint is damaged; MidogError when the loss is no longer finite.
+    """
+    identity = fold_identity(member, k, table, assignment, images, pretrained)
+    with hold(folder), claim(machine or Machine()) as resources:
+        check_identity(folder, identity, f"fold {assignment.names[k]} of {member.name}")
+        if not (folder / "done.json").is_file():
+            sweep(folder)
+            patches = fold_patches(member, k, table, assignment, images)
+            _train(member, k, patches, folder, identity, pretrained, machine or Machine(), resources)
+        (folder / "last.safetensors").unlink(missing_ok=True)
+        (folder / "failed.json").unlink(missing_ok=True)
+
+
+def _train(
+    member: Member,
+    k: int,
+    patches: FoldPatches,
+    folder: Path,
+    identity: dict[str, Any],
+    pretrained: Path | None,
+    machine: Machine,
+    resources: Resources,
+) -> None:
+    training, last = member.training, folder / "last.safetensors"
+    classifier, state = start(member, pretrained, resources, k)
+    epoch, seconds = 0, 0.0
+    if last.is_file():
+        header = checkpoint.read_header(last)
+        checkpoint.restore(last, state)
+        epoch, seconds = header.epoch, header.seconds
+    cut_log(folder, epoch)
+    total = training.epochs * steps_per_epoch(len(patches.labels), training.batch)
+    with progress_bar(f"{member.name} fold {k}", total) as advance:
+        for _ in range(epoch * total // training.epochs):
+            advance("")
+        while epoch < training.epochs and not (state.best and state.best.stop(training.patience)):
+            line = train_epoch(member, k, epoch, patches, classifier, state, resources, machine.part, advance)
+            epoch, seconds = epoch + 1, seconds + line["seconds"]
+            if state.best is not None:
+                line["inner_loss"] = judge(patches, classifier, state, resources)
+            # The log first: a log that is ahead of the checkpoint is cut, one that lags behind could not be mended.
+            write_log_line(folder, {"epoch": epoch, **line})
+            checkpoint.save(last, state, checkpoint.Header(epoch, seconds, identity))
+    if state.best is not None:
+        state.best.apply(classifier)
+    elif state.mean is not None:
+        state.mean.swap()
+    chosen = state.best.epoch + 1 if state.best is not None else epoch
+    finish(member, k, patches, classifier, folder, identity, resources, seconds, chosen)
+
+
+def start(member: Member, pretrained: Path | None, resources: Resources, k: int) -> tuple[Classifier, checkpoint.State]:
+    """The member's network before its first step, with a fresh optimizer."""
+    torch.manual_seed(seed_of(member.seed, member.name, k, "start"))
+    classifier = build_classifier(network_of(member), pretrained)
+    classifier = classifier.to(resources.device)
+    training = member.training
+    optimizer = adamw(classifier, training.lr, training.weight_decay)
+    mean = RunningMean(classifier, training.ema) if training.ema else None
+    scaler = torch.amp.GradScaler(resources.device.type, enabled=resources.dtype is torch.float16)
+    best = Best(classifier) if training.select == "inner" else None
+    return classifier, checkpoint.State(classifier, optimizer, mean, scaler, best)
+
+
+def train_epoch(
+    member: Member,
+    k: int,
+    epoch: int,
+    patches: FoldPatches,
+    classifier: Classifier,
+    state: checkpoint.State,
+    resources: Resources,
+    part: int | None = None,
+    advance: Callable[[str], None] = lambda note: None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """One epoch (counted from 0), or its first `steps` steps; returns loss, last lr, seconds, the share of them spent
+    outside forward, backward and optimizer, and the number of steps.
+
+    Raises: MidogError when the loss is not finite.
+    """
+    training, key = member.training, (member.seed, member.name, k, epoch)
+    began = time.perf_counter()
+    torch.manual_seed(seed_of(*key, "torch"))
+    n = len(patches.labels)
+    order = draw_epoch(training.sampler, patches.labels, patches.domains, n, generator_of(*key, "order"))
+    per_epoch = steps_per_epoch(n, training.batch)
+    order = order[: (steps or per_epoch) * training.batch]
+    classifier.train()
+    total = torch.zeros((), device=resources.device)
+    waited, lr, at = 0.0, 0.0, 0
+    batches = _timed(epoch_batches(patches.samples, order, training.batch, key, resources.workers))
+    for at, (batch, seconds) in enumerate(batches):
+        lr = set_learning_rate(state, training, epoch * per_epoch + at, per_epoch)
+        value, preparing = step(training, batch, classifier, state, resources, part)
+        total += value
+        waited += seconds + preparing
+        advance(f"epoch {epoch + 1}/{training.epochs}")
+    taken = at + 1
+    mean_loss = float(total) / taken
+    if not math.isfinite(mean_loss):
+        raise MidogError(
+            f"{member.name}, fold {k}: the loss is no longer a finite number in epoch {epoch + 1}",
+            f"try a lower learning rate: --set members.{member.name}.training.lr={training.lr / 4:g}",
+        )
+    seconds = time.perf_counter() - began
+    return {"loss": mean_loss, "lr": lr, "seconds": seconds, "waiting": waited / seconds, "steps": taken}
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds it was waited for."""
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - began
+
+
+def set_learning_rate(state: checkpoint.State, training: Training, step: int, per_epoch: int) -> float:
+    """Set and return the learning rate of `step`, counted from the start of training."""
+    steps, warmup = training.epochs * per_epoch, round(training.warmup * per_epoch)
+    factor = learning_rate(step, steps, warmup, falls=training.schedule == "cosine")
+    if training.schedule == "plateau" and state.best is not None:
+        factor *= plateau_factor(state.best.losses)
+    for group in state.optimizer.param_groups:
+        group["lr"] = training.lr * factor
+    return training.lr * factor
+
+
+def step(
+    training: Training,
+    batch: Batch,
+    classifier: Classifier,
+    state: checkpoint.State,
+    resources: Resources,
+    part: int | None,
+) -> tuple[torch.Tensor, float]:
+    """One optimizer step on a batch: its mean loss (a tensor: no host sync) and the seconds spent preparing images."""
+    size, preparing = len(batch.targets), 0.0
+    total = torch.zeros((), device=resources.device)
+    for rows in np.array_split(np.arange(size), -(-size // (part or size))):
+        began = time.perf_counter()
+        x = classifier.prepare(batch.images[rows])
+        targets = torch.from_numpy(batch.targets[rows]).to(resources.device, non_blocking=True)
+        weights = torch.from_numpy(batch.weights[rows]).to(resources.device, non_blocking=True)
+        preparing += time.perf_counter() - began
+        with autocast(resources.device, resources.dtype):
+            logits = classifier(x)
+        # The parts' means add up to the batch's mean.
+        value = loss(training.loss, logits, targets, weights, training.gamma) * (len(rows) / size)
+        state.scaler.scale(value).backward()
+        total += value.detach()
+    if training.clip:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(trained_parameters(classifier).values(), training.clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.mean is not None:
+        state.mean.update()
+    return total, preparing
+
+
+def judge(patches: FoldPatches, classifier: Classifier, state: checkpoint.State, resources: Resources) -> float:
+    """Loss on the inner cases of what would be the fold model now; the best so far is kept in `state`."""
+    assert patches.inner is not None and state.best is not None
+    if state.mean is not None:
+        state.mean.swap()
+    logits = predict_logits(classifier, patches.inner.images, VIEW_NAMES[:1], resources.device)[:, 0]
+    # The mean over classes: inner cases are few, and their balance is chance.
+    losses = bce(torch.from_numpy(logits), torch.from_numpy(patches.inner.targets).double())
+    value = float(np.mean([losses[patches.inner.targets == label].mean() for label in (0, 1)]))
+    state.best.add(value, classifier)
+    if state.mean is not None:
+        state.mean.swap()
+    return value
+
+
+def score(patches: FoldPatches, classifier: Classifier, device: torch.device) -> Oof:
+    """Logits of the left-out patches in all eight views.
+
+    Raises: WeightsError when one is not finite.
+    """
+    classifier.eval()
+    logits = predict_logits(classifier, patches.left_out, VIEW_NAMES, device)
+    if not np.isfinite(logits).all():
+        bad = [patches.left_out_ids[at] for at in np.flatnonzero(~np.isfinite(logits).all(axis=1))]
+        raise WeightsError("the trained model gives logits that are not finite", "try a lower learning rate", bad)
+    return Oof(patches.left_out_ids, patches.left_out_folds, np.asarray(logits, dtype=np.float64))
+
+
+def finish(
+    member: Member,
+    k: int,
+    patches: FoldPatches,
+    classifier: Classifier,
+    folder: Path,
+    identity: dict[str, Any],
+    resources: Resources,
+    seconds: float,
+    chosen: int,
+) -> None:
+    """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole."""
+    network = classifier.network.to_dict()
+    model = folder / "model.safetensors"
+    save_fold(classifier, model, {"member": member.name, "fold": k, "identity": sha256_json(identity)})
+    write_oof(folder / "oof.csv", score(patches, classifier, resources.device))
+    content = {
+        "member": member.name,
+        "fold": k,
+        "identity_sha256": sha256_json(identity),
+        "identity": identity,
+        "model_sha256": sha256_file(model),
+        "oof_sha256": sha256_file(folder / "oof.csv"),
+        "network": network,
+        "epoch": chosen,
+        "training_patches": len(patches.labels),
+        "seconds": seconds,
+        "seed": member.seed,
+        "threads": resources.threads,
+        "device": resources.device_name,
+        "precision": str(resources.dtype).removeprefix("torch."),
+        **provenance(),
+    }
+    write_json(folder / "done.json", content)

@@ -1,0 +1,72 @@
+"""What belongs to the machine: recorded with a fold, never part of what made it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from midog.errors import UsageError
+from midog.models.predict import pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How this machine trains.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, float32, bf16 or fp16; auto is bf16 on a GPU that computes it, fp16 on an older one.
+        threads: torch's threads; None leaves torch's choice.
+        workers: background threads that augment; None is 1 on CPU and up to 8 beside a GPU. 0 works in the foreground.
+        part: patches that go through the network at once; None is the whole batch. Gradients add up to the same batch.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    workers: int | None = None
+    part: int | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What `Machine` came to be here; `dtype` is autocast's, float32 without it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    workers: int
+
+    @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+
+@contextmanager
+def claim(machine: Machine) -> Iterator[Resources]:
+    """Set threads and determinism for the block and put them back; torch's generators are left as they were.
+
+    Raises: UsageError for a device, precision or number of threads that does not exist here.
+    """
+    device = pick_device(machine.device)
+    dtype = pick_precision(device, machine.precision)
+    if machine.threads is not None and machine.threads < 1:
+        raise UsageError(f"--threads {machine.threads}", "at least 1")
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    workers = (
+        machine.workers if machine.workers is not None else 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            if machine.threads is not None:
+                torch.set_num_threads(machine.threads)
+            if device.type == "cpu":
+                torch.use_deterministic_algorithms(True)
+            yield Resources(device, dtype, torch.get_num_threads(), workers)
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)

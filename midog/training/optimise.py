@@ -1,0 +1,80 @@
+"""AdamW, its schedule, and the running mean of the weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that receive gradients, by name, in the module's order."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def changing_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What training can change: trained parameters and every buffer that the state dict keeps (references)."""
+    trained = trained_parameters(module)
+    buffers = dict(module.named_buffers())
+    return {
+        name: tensor.detach()
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if name in trained or name in buffers
+    }
+
+
+def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW on the trained parameters; biases, norms and scales (up to one dimension) are not decayed."""
+    trained = trained_parameters(module)
+    decayed = [parameter for parameter in trained.values() if parameter.ndim > 1]
+    plain = [parameter for parameter in trained.values() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    # Fused exists on CPU and CUDA; other devices (MPS) take the plain one.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained.values())
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=fused)
+
+
+def learning_rate(step: int, steps: int, warmup_steps: int, falls: bool = True) -> float:
+    """Factor on the learning rate at `step` (from 0) of `steps`: linear warm-up, then cosine towards 0 where it falls.
+
+    The first step is never 0 and the last one never reaches 0, so no step is wasted.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if not falls:
+        return 1.0
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class RunningMean:
+    """Exponential moving average of trained parameters and floating buffers; whole-number buffers are copied.
+
+    The decay grows from 0.1 to `decay` as (1 + t) / (10 + t) over the updates t, so that short schedules are not held
+    back by the starting weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.source = changing_tensors(module)
+        self.mean = {name: tensor.clone() for name, tensor in self.source.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        floating = [name for name, tensor in self.source.items() if tensor.is_floating_point()]
+        means = [self.mean[name] for name in floating]
+        torch._foreach_lerp_(means, [self.source[name] for name in floating], 1 - decay)
+        for name in self.source.keys() - set(floating):
+            self.mean[name].copy_(self.source[name])
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the mean and the module's own values; twice is as before."""
+        for name, tensor in self.source.items():
+            own = tensor.clone()
+            tensor.copy_(self.mean[name])
+            self.mean[name].copy_(own)

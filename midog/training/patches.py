@@ -1,0 +1,154 @@
+"""The patches of one fold: what is trained on, what is left out, and where Fourier targets may come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from augment.fourier import TargetAmplitude, folder_targets, natural_targets, patch_targets
+from augment.policies import build_policy
+from midog.data.folds import Assignment
+from midog.data.patches import PatchTable
+from midog.errors import DataError
+from midog.training.batches import Augmentation, Images, Samples
+from midog.training.losses import domain_weights
+from midog.training.member import Member
+from midog.training.seeds import generator_of, seed_of
+from midog.training.selection import inner_mask
+
+TARGETS_PER_SCANNER = 200
+"""Training patches drawn from each scanner as Fourier targets: 0.8 MB of amplitudes."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of `images`, as a sequence of its own."""
+
+    images: Images
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.images[self.rows[index]]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Patches of the training side's cases that choose the epoch, and their labels (m,) float32."""
+
+    images: Rows
+    targets: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FoldPatches:
+    """`samples`, `labels` (m,) int8 and `domains` of the training side; images, ids and fold of the side left out.
+
+    `inner` are training cases that are not trained on, where the member selects its epoch by them.
+    """
+
+    samples: Samples
+    labels: NDArray[np.int8]
+    domains: tuple[str, ...]
+    left_out: Rows
+    left_out_ids: tuple[str, ...]
+    fold: int
+    inner: Inner | None = None
+
+    @cached_property
+    def left_out_folds(self) -> NDArray[np.int32]:
+        return np.full(len(self.left_out_ids), self.fold, dtype=np.int32)
+
+
+def fold_patches(member: Member, k: int, table: PatchTable, assignment: Assignment, images: Images) -> FoldPatches:
+    """Both sides of fold `k`. Rows that the assignment does not use (`test`) are on neither.
+
+    Raises: DataError when the training side lacks a class.
+    """
+    rows = np.flatnonzero((assignment.index >= 0) & (assignment.index != k))
+    out = np.flatnonzero(assignment.index == k)
+    rows, inner = _take_inner(member, k, table, rows, images)
+    side = table.subset(rows)
+    labels = np.asarray(side.labels)
+    for label, word in ((1, "atypical"), (0, "normal")):
+        if not (labels == label).any():
+            raise DataError(
+                f"without fold {assignment.names[k]} there is no {word} patch to train on",
+                "use fewer folds, or leave something else out",
+            )
+    domains = tuple(str(name) for name in side.column("domain"))
+    targets = side.soft_labels if member.training.soft_labels else labels
+    samples = Samples(
+        images=images,
+        rows=rows,
+        targets=np.asarray(targets, dtype=np.float32),
+        weights=domain_weights(domains),
+        augmentations=augmentations(member, k, side, Rows(images, rows)),
+    )
+    ids = tuple(table.ids[row] for row in out)
+    return FoldPatches(samples, labels, domains, Rows(images, out), ids, k, inner)
+
+
+def _take_inner(
+    member: Member, k: int, table: PatchTable, rows: NDArray[np.int64], images: Images
+) -> tuple[NDArray[np.int64], Inner | None]:
+    """The rows to train on, and the inner cases where the member wants them."""
+    if member.training.select != "inner":
+        return rows, None
+    side = table.subset(rows)
+    mask = inner_mask(side, seed_of(member.seed, member.name, k, "inner") % 2**32)
+    return rows[~mask], Inner(Rows(images, rows[mask]), np.asarray(side.labels[mask], dtype=np.float32))
+
+
+def augmentations(member: Member, k: int, side: PatchTable, images: Rows) -> list[Augmentation]:
+    """One augmentation per training patch; they differ only where Fourier targets are other scanners' patches."""
+    fourier = member.augment.fourier
+    if fourier is None or fourier.p == 0:
+        return [build_policy(member.augment, None)] * len(side)
+    if fourier.targets != "scanner":
+        return [build_policy(member.augment, shared_targets(fourier.targets))] * len(side)
+    by_scanner = scanner_targets(member, k, side, images)
+    policies = {
+        scanner: build_policy(
+            member.augment, [target for other, targets in by_scanner.items() if other != scanner for target in targets]
+        )
+        for scanner in by_scanner
+    }
+    return [policies[str(scanner)] for scanner in side.column("scanner")]
+
+
+@lru_cache(maxsize=4)
+def shared_targets(name: str) -> Sequence[TargetAmplitude]:
+    """Targets that do not depend on the fold: `natural` photographs of the package, or a folder of one's own."""
+    return tuple(natural_targets() if name == "natural" else folder_targets(Path(name).expanduser()))
+
+
+def scanner_targets(member: Member, k: int, side: PatchTable, images: Rows) -> dict[str, list[TargetAmplitude]]:
+    """Amplitudes of this fold's training patches by scanner; what is left out is not among them.
+
+    Raises: DataError when a scanner is unknown or there is only one.
+    """
+    scanners = np.array([str(name) for name in side.column("scanner")])
+    unknown = [patch_id for patch_id, name in zip(side.ids, scanners, strict=True) if not name]
+    if unknown:
+        raise DataError("fourier targets `scanner` need the scanner of every patch", "fill the scanner column", unknown)
+    names = np.unique(scanners)
+    if len(names) < 2:
+        raise DataError(
+            f"fourier targets `scanner` need patches of two scanners; here is only {names[0]}",
+            "augment: {fourier: {targets: natural}}",
+        )
+    found = {}
+    for name in names:
+        rows = np.flatnonzero(scanners == name)
+        rng = generator_of(member.seed, member.name, k, f"targets {name}")
+        drawn = np.sort(rng.choice(rows, size=min(TARGETS_PER_SCANNER, len(rows)), replace=False))
+        found[str(name)] = list(patch_targets(images[drawn]))
+    return found

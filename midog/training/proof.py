@@ -1,0 +1,94 @@
+"""A member proved for real before hours are spent: two steps, OOF, save, reload, the same logits."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from augment.views import VIEW_NAMES
+from midog.data.folds import Assignment
+from midog.data.patches import PatchTable
+from midog.errors import WeightsError
+from midog.models.classifier import Inference, backbone_state, save_fold
+from midog.models.predict import predict_logits
+from midog.training.batches import Images, steps_per_epoch
+from midog.training.fold import start, train_epoch
+from midog.training.identity import fold_identity
+from midog.training.machine import Machine, claim
+from midog.training.member import Member
+from midog.training.optimise import trained_parameters
+from midog.training.patches import Rows, fold_patches
+
+STEPS = 2
+SCORED = 16
+TOLERANCE = 1e-3
+"""Largest difference of a logit between trained adapters and merged weights in float32."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What two steps of a member showed. Seconds are per step and, from that, per epoch."""
+
+    member: str
+    backbone: str
+    trained: int
+    parameters: int
+    loss: float
+    seconds_per_step: float
+    seconds_per_epoch: float
+    file_bytes: int
+    largest_difference: float
+
+    def text(self) -> str:
+        share = f"{self.trained:,} of {self.parameters:,} parameters trained"
+        pace = f"{self.seconds_per_step:.2f} s a step, about {self.seconds_per_epoch:.0f} s an epoch"
+        return (
+            f"{self.member} ({self.backbone}): {share}; loss {self.loss:.4f}; {pace}; fold model "
+            f"{self.file_bytes / 1e6:.1f} MB; reloaded logits differ by at most {self.largest_difference:.1e}"
+        )
+
+
+def prove(
+    member: Member,
+    table: PatchTable,
+    assignment: Assignment,
+    images: Images,
+    pretrained: Path | None,
+    machine: Machine,
+) -> Proof:
+    """Train `member` for two steps without the first fold, then score, save, reload and score again.
+
+    Raises: WeightsError when the reloaded model gives other logits; whatever training itself would raise.
+    """
+    fold_identity(member, 0, table, assignment, images, pretrained)
+    patches = fold_patches(member, 0, table, assignment, images)
+    with claim(machine) as resources, tempfile.TemporaryDirectory(prefix="midog-") as scratch:
+        classifier, state = start(member, pretrained, resources, 0)
+        began = time.perf_counter()
+        line = train_epoch(member, 0, 0, patches, classifier, state, resources, machine.part, steps=STEPS)
+        seconds = (time.perf_counter() - began) / line["steps"]
+        few = Rows(images, patches.left_out.rows[:SCORED])
+        before = predict_logits(classifier, few, VIEW_NAMES, resources.device, precision="float32")
+        file = save_fold(classifier, Path(scratch) / "model.safetensors")
+        reloaded = Inference(classifier.network, backbone_state(classifier), resources.device).switch(file)
+        after = predict_logits(reloaded, few, VIEW_NAMES, resources.device, precision="float32")
+        size = file.stat().st_size
+    difference = float(np.abs(before - after).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(before).max())):
+        raise WeightsError(f"{member.name}: the saved model gives other logits when reloaded (by {difference:.2g})")
+    full_epoch = steps_per_epoch(len(patches.labels), member.training.batch)
+    return Proof(
+        member=member.name,
+        backbone=classifier.network.backbone.name,
+        trained=sum(parameter.numel() for parameter in trained_parameters(classifier).values()),
+        parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        loss=line["loss"],
+        seconds_per_step=seconds,
+        seconds_per_epoch=seconds * full_epoch,
+        file_bytes=size,
+        largest_difference=difference,
+    )

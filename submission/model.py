@@ -1,0 +1,105 @@
+"""Which bundle and which operating point the container uses, and the line that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ensemble.blend import OperatingPoint
+from midog.archive import locate
+from midog.errors import UsageError, WeightsError
+from submission.challenge import TRACK2, plain
+
+if TYPE_CHECKING:
+    from midog.bundle import Bundle
+
+MAKE = "midog bundle BLEND -o model.tar.gz"
+
+
+def find_model(
+    environment: Mapping[str, str], uploaded: Path = TRACK2.uploaded_model, baked: Path = TRACK2.baked_model
+) -> Path:
+    """Folder of the bundle to use.
+
+    `MIDOG_MODEL_DIR`, then the uploaded model tarball, then the one baked into the image. Only the first place that
+    holds anything counts: weights are never passed over in silence.
+
+    Raises: WeightsError when that place holds no bundle, or none of them holds anything.
+    """
+    named = environment.get(TRACK2.model_variable)
+    if named:
+        return Path(named)
+    folder = locate(uploaded)
+    if folder is not None:
+        return folder
+    visible = _visible(uploaded)
+    if visible:
+        raise WeightsError(
+            f"{uploaded} holds files but no bundle",
+            f"upload a model tarball made by: {MAKE}; or remove the one that is attached",
+            [plain(name) for name in visible],
+        )
+    folder = locate(baked)
+    if folder is not None:
+        return folder
+    raise WeightsError(
+        f"no bundle: neither in {uploaded} (an uploaded model) nor in {baked} (part of the image)",
+        f"make one with: {MAKE}; upload it, or build it into the image",
+    )
+
+
+def _visible(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def choose_use(environment: Mapping[str, str], points: Mapping[str, OperatingPoint]) -> str:
+    """Name of the operating point: `MIDOG_USE`, or what `MIDOG_MEMBERS` and `MIDOG_VIEWS=1` translate to.
+
+    Raises: UsageError for members without an operating point of their own: a set that nobody calibrated cannot be used.
+    """
+    use = environment.get(TRACK2.use_variable) or "full"
+    names = [name.strip() for name in environment.get(TRACK2.members_variable, "").split(",") if name.strip()]
+    if names:
+        fitting = [name for name, point in points.items() if set(point.members) == set(names)]
+        if not fitting:
+            sets = [f"{name}: {', '.join(point.members)}" for name, point in points.items()]
+            problem = f"{TRACK2.members_variable}={','.join(names)} has no operating point"
+            raise UsageError(problem, f"choose one of these with {TRACK2.use_variable}", sets)
+        use = next((name for name in fitting if not name.endswith("/1")), fitting[0])
+    if environment.get(TRACK2.views_variable) == "1" and not use.endswith("/1") and points_have_one(use, points):
+        use = f"{use}/1"
+    return use
+
+
+def points_have_one(use: str, points: Mapping[str, OperatingPoint]) -> bool:
+    """Whether `use` needs its `/1` variant to look once: a point without views looks once already."""
+    return use not in points or points[use].views != "none"
+
+
+def banner(bundle: Bundle, model: Path) -> str:
+    """One line: versions, device, bundle and operating point. Imports torch."""
+    import torch
+
+    about = bundle.about()
+    parts = [f"midog {about['midog']}", f"torch {torch.__version__}", f"CUDA build {torch.version.cuda or 'none'}"]
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        built = "" if f"sm_{major}{minor}" in torch.cuda.get_arch_list() else " not"
+        parts.append(f"device {plain(torch.cuda.get_device_name())} sm_{major}{minor}{built} in this build")
+    else:
+        parts.append(f"device cpu, {torch.get_num_threads()} threads")
+    parts += [f"model {plain(model)}", f"sha256 {bundle.digest}"]
+    parts.append(f"use {plain(bundle.point.name)}: {len(bundle.point.members)} members, views {bundle.point.views}")
+    return "; ".join(parts)
+
+
+def warn_of_processor() -> str:
+    """A warning where torch was built for a GPU and sees none; "" otherwise."""
+    import torch
+
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return ""
+    return "no GPU is visible, working on the processor: tick GPU in the algorithm's settings if one was meant"

@@ -1,0 +1,203 @@
+"""Recipes: how they merge, what the resolved one says, and the words of every refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from midog.errors import UsageError
+from midog.recipe import list_recipes, load_recipe, recipe_text, recipe_yaml, resolved
+from midog.yaml import parse_yaml
+
+MICRO = "each: {pretrained: random}\nmembers: {a: {backbone: test_vit}}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(list_recipes()))
+def test_every_shipped_recipe_loads_and_comes_back_equal(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.difference == ()
+    again = load_recipe(write(tmp_path, recipe_yaml(recipe)))
+    assert resolved(again) == resolved(recipe)
+    assert list_recipes()[name]
+
+
+def test_the_paper_recipe_is_what_it_says() -> None:
+    recipe = load_recipe("paper")
+    assert list(recipe.members) == ["uni", "virchow", "virchow2", "convnext"]
+    assert recipe.members["uni"].backbone == "uni"
+    assert recipe.members["uni"].tune.kind == "lora"
+    assert recipe.members["convnext"].backbone == "convnextv2_base"
+    assert recipe.members["convnext"].tune.kind == "full"
+    assert recipe.members["convnext"].training.lr == 2e-4
+    assert recipe.members["convnext"].training.epochs == recipe.members["uni"].training.epochs == 30
+    assert recipe.members["uni"].augment.fisheye is not None
+    assert recipe.members["uni"].augment.fourier.targets == "natural"
+
+
+def test_keys_merge_and_another_kind_replaces(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+each:
+  pretrained: random
+  tune: {kind: lora, rank: 4, dropout: 0.1}
+  augment: {kind: paper, fourier: {p: 0.3, beta: [0.02, 0.05]}}
+members:
+  a: {backbone: test_vit, tune: {rank: 2}}
+  b: {backbone: test_vit, tune: {kind: dora}}
+  c: {backbone: test_vit, tune: lora, augment: {fourier: off}}
+  d: {backbone: test_vit, augment: {fisheye: off, fourier: {p: 0.1}}}
+  e: {backbone: test_vit, augment: none}
+""",
+    )
+    members = load_recipe(path).members
+    assert (members["a"].tune.rank, members["a"].tune.dropout) == (2, 0.1)
+    assert (members["b"].tune.kind, members["b"].tune.rank, members["b"].tune.dropout) == ("dora", 8, 0)
+    assert members["c"].tune.rank == 4
+    assert members["c"].augment.fourier is None and members["c"].augment.fisheye is not None
+    assert members["d"].augment.fisheye is None
+    assert (members["d"].augment.fourier.p, members["d"].augment.fourier.beta) == (0.1, (0.02, 0.05))
+    assert members["e"].augment.fourier is None and members["e"].augment.kind == "none"
+
+
+def test_from_starts_from_a_shipped_recipe_and_members_can_be_dropped(tmp_path: Path) -> None:
+    text = "from: paper\neach: {training: {epochs: 5}}\nmembers: {virchow: off, uni: {training: {lr: 5e-5}}}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert list(recipe.members) == ["uni", "virchow2", "convnext"]
+    assert "members.uni.training.lr: 0.0001 → 5e-05" in recipe.difference
+    assert "members.virchow: removed" in recipe.difference
+    assert "members.convnext.training.epochs: 30 → 5" in recipe.difference
+    assert not any(line.startswith("members.virchow.") for line in recipe.difference)
+
+
+def test_what_is_typed_counts_last() -> None:
+    recipe = load_recipe(
+        "paper",
+        [
+            "each.training.lr=9e-4",
+            "each.tune.rank=4",
+            "members.uni.training.lr=5e-5",
+            "members.virchow2.tune=full",
+            "members.virchow.augment.fisheye=off",
+            "blend=equal",
+            "seed=7",
+            "folds=scanner",
+        ],
+    )
+    assert recipe.members["convnext"].training.lr == 9e-4, "also where the member says otherwise"
+    assert recipe.members["uni"].training.lr == 5e-5
+    assert recipe.members["uni"].tune.rank == 4
+    assert recipe.members["convnext"].tune.kind == recipe.members["virchow2"].tune.kind == "full"
+    assert recipe.members["virchow"].augment.fisheye is None
+    assert (recipe.blend.kind, recipe.blend.seed, recipe.seed, recipe.folds) == ("equal", 7, 7, "scanner")
+    assert all(member.seed == 7 for member in recipe.members.values())
+
+
+def test_yaml_is_of_this_century(tmp_path: Path) -> None:
+    assert parse_yaml("{a: off, b: 1e-4, c: no, d: 0o10}", "here") == {"a": "off", "b": 1e-4, "c": "no", "d": 8}
+
+
+def test_an_inline_backbone_and_a_member_that_says_nothing(tmp_path: Path) -> None:
+    text = (
+        "each: {pretrained: random}\nmembers: {test_vit: , x: {backbone: {timm: vit_tiny_patch16_224}, tune: head}}\n"
+    )
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.members["test_vit"].backbone == "test_vit"
+    assert recipe.members["x"].backbone == {"timm": "vit_tiny_patch16_224"}
+    assert resolved(load_recipe(write(tmp_path, recipe_yaml(recipe)))) == resolved(recipe)
+
+
+BAD = [
+    ("sed: 1\n" + MICRO, "sed: did you mean seed?"),
+    ("each: {trainin: {}}\nmembers: {test_vit: {}}", "each.trainin: did you mean training?"),
+    ("members: {uni: {training: {lrr: 1}}}", "members.uni.training.lrr: did you mean lr?"),
+    ("each: {training: {lrr: 1}}\nmembers: {uni: {}, virchow: {}}", "each.training.lrr: did you mean lr?"),
+    ("members: {uni: {bakbone: uni}}", "members.uni.bakbone: did you mean backbone?"),
+    (
+        "members: {uni: {augment: {fourier: {bta: [0, 1]}}}}",
+        "members.uni.augment.fourier.bta: did you mean beta?",
+    ),
+    ("members: {uni: {augment: {fisheyes: off}}}", "members.uni.augment.fisheyes: did you mean fisheye?"),
+    ("members: {uni: {tune: {kind: full, rank: 4}}}", "members.uni.tune.rank: unknown key; the keys here are kind"),
+    ("members: {uni: {tune: ful}}", "members.uni.tune.kind: no kind ful; did you mean full?"),
+    ("members: {uni: {tune: {rank: 1.5}}}", "members.uni.tune.rank: 1.5 is not a whole number"),
+    ('members: {uni: {training: {lr: "1e-4"}}}', 'members.uni.training.lr: "1e-4" is not a number'),
+    ("members: {uni: {training: {soft_labels: 1}}}", "members.uni.training.soft_labels: 1 is not true or false"),
+    ("members: {uni: {image: 64}}", "members.uni.image: 64 is not a mapping of keys to values"),
+    ("members: {uni: {image: {crop: 63}}}", "members.uni.image: image.crop is 63"),
+    ("members: {uni: {training: {loss: focl}}}", "members.uni.training: unknown training.loss: focl"),
+    ("members: {vrchow2: {}}", "members.vrchow2.backbone: unknown backbone: vrchow2; did you mean virchow2?"),
+    ("members: {uni: {image: {size: 225}}}", "members.uni: image.size 225 is no multiple"),
+    ("members: {a/b: {backbone: uni}}", "members.a/b: a member's name becomes a folder"),
+    ("members: {uni: {}, UNI: {backbone: uni}}", "members.UNI: differs from uni in capitals alone"),
+    (MICRO + "blend: {kind: tunned}", "blend.kind: "),
+    (MICRO + "blend: {trails: 3}", "blend.trails: did you mean trials?"),
+    (MICRO + "folds: scaner", "folds: no such column scaner; did you mean scanner?"),
+    (MICRO + "seed: -1", "seed: -1 is not a whole number from 0"),
+    ("each: {}", "members: no member"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), BAD, ids=[line for _, line in BAD])
+def test_a_bad_recipe_is_refused_by_key(text: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert any(detail.startswith(line) for detail in caught.value.details), caught.value
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("members:\n  uni: {}\n  uni: {}\n", "line 3: uni is there twice"),
+        ("members: {uni: {}\n", "mine.yaml, line 2"),
+        ("- uni\n", "is no recipe: a mapping is expected"),
+        ("", "is no recipe: a mapping is expected"),
+        ("members: {}\nfrom: paper\n", "`from` is not the first key"),
+        ("from: papr\n", "did you mean paper?"),
+    ],
+)
+def test_a_file_that_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("members.uni.training.lrr=1", "members.uni.training.lrr: did you mean lr?"),
+        ("members.unii.training.lr=1", "--set members.unii: did you mean uni?"),
+        ("each.training.epochs=many", 'training.epochs: "many" is not a whole number'),
+        ("epochs=2", "--set epochs: unknown key; the keys here are folds, seed, each, members, blend"),
+        ("each.training.epochs", "--set each.training.epochs: KEY=VALUE is expected"),
+        ("each=2", "--set each=2: this is a whole section"),
+        ("each.training.lr={1", "--set each.training.lr={1, line 1"),
+    ],
+)
+def test_bad_set_options(typed: str, line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("paper", [typed])
+    assert any(line in detail for detail in caught.value.details), caught.value
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    text = "sed: 1\nfolds: x\nmembers: {uni: {training: {lrr: 1, epochs: 1.5}, tune: {rnk: 2}}}"
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write(tmp_path, text), ["foo=1"])
+    assert len(caught.value.details) == 6
+    assert "6 problems" in caught.value.problem
+
+
+def test_unknown_names_get_the_nearest_one() -> None:
+    with pytest.raises(UsageError, match="did you mean paper"):
+        load_recipe("papr")
+    with pytest.raises(UsageError, match="did you mean paper"):
+        recipe_text("papr")

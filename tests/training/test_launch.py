@@ -1,0 +1,169 @@
+"""Many members and folds: what is refused, what may change, what survives a failure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midog.data.patches import PatchTable
+from midog.errors import DataError, MidogError, UsageError
+from midog.recipe import Recipe, load_recipe, resolved
+from midog.run import open_run
+from midog.training.launch import dry_run, preview_augmentation, train_recipe
+from midog.training.machine import Machine
+
+QUICK = ("each.training.epochs=1", "each.training.warmup=0")
+
+
+@pytest.fixture
+def quick(recipe_path: Path) -> Recipe:
+    return load_recipe(recipe_path, QUICK)
+
+
+def add_member(path: Path, text: str) -> Recipe:
+    path.write_text(path.read_text() + text)
+    return load_recipe(path, QUICK)
+
+
+def test_a_changed_setting_is_refused_with_its_key_and_nothing_is_touched(
+    tmp_path: Path, quick: Recipe, recipe_path: Path, table: PatchTable
+) -> None:
+    run = train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    changed = load_recipe(recipe_path, [*QUICK, "each.training.lr=5e-5", "each.augment.dihedral=off"])
+    with pytest.raises(UsageError) as caught:
+        train_recipe(changed, table, tmp_path / "run", threads=1)
+    assert "micro: member.training.lr: 0.001 made it, 5e-05 is asked for" in caught.value.details
+    assert any(line.startswith("micro: member.augment.dihedral") for line in caught.value.details)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("change", ["label", "folds", "pixels"])
+def test_changed_data_are_refused(
+    tmp_path: Path, quick: Recipe, table: PatchTable, change: str, recipe_path: Path
+) -> None:
+    train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+    first, second = table.patches[0], table.patches[1]
+    if change == "label":
+        assert first.label is not None
+        rows = (replace(first, label=1 - first.label), *table.patches[1:])
+        key = "data_sha256"
+    elif change == "folds":
+        rows = tuple(replace(patch, fold=1 - (patch.fold or 0)) for patch in table)
+        key = "folds_sha256"
+    else:
+        rows = (replace(first, path=second.path), *table.patches[1:])
+        key = "pixels_sha256"
+    with pytest.raises(UsageError) as caught:
+        train_recipe(quick, table.with_patches(rows), tmp_path / "run", threads=1)
+    assert [line.split(": ")[1] for line in caught.value.details] == [key]
+
+
+def test_a_member_is_added_and_the_blend_changed_at_any_time(
+    tmp_path: Path, quick: Recipe, recipe_path: Path, table: PatchTable
+) -> None:
+    train_recipe(quick, table, tmp_path / "run", threads=1)
+    said: list[str] = []
+    more = add_member(recipe_path, "  vit: {backbone: test_vit, image: {size: 64}}\nblend: equal\n")
+    run = train_recipe(more, table, tmp_path / "run", threads=1, report=said.append)
+    assert run.members == ("micro", "vit")
+    assert run.recipe["blend"]["kind"] == "equal"
+    assert said[:2] == ["micro fold 0: done already", "micro fold 1: done already"]
+    assert run.oof("vit").ids == run.oof("micro").ids
+    assert not np.array_equal(run.oof("vit").logits, run.oof("micro").logits)
+    assert set(run.scores(by="scanner")) == {f"{m}/Scanner {s}" for m in ("micro", "vit") for s in "ABC"}
+    assert run.status().finished
+
+
+def test_what_belongs_to_the_machine_is_no_difference(tmp_path: Path, quick: Recipe, table: PatchTable) -> None:
+    train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+    run = train_recipe(quick, table, tmp_path / "run", machine=Machine(precision="float32", workers=0, part=3))
+    assert run.status().finished
+
+
+def test_one_member_fails_the_others_go_on_and_a_later_run_tries_again(
+    tmp_path: Path, quick: Recipe, recipe_path: Path, table: PatchTable
+) -> None:
+    lost = tmp_path / "lost.safetensors"
+    recipe = add_member(recipe_path, f"  a_lost: {{backbone: test_vit, pretrained: {lost}}}\n")
+    recipe = replace(recipe, members=dict(sorted(recipe.members.items())))
+    with pytest.raises(MidogError) as caught:
+        train_recipe(recipe, table, tmp_path / "run", threads=1)
+    assert "2 of 4 folds failed" in caught.value.problem
+    assert str(lost) in caught.value.details[0]
+    status = open_run(tmp_path / "run").status()
+    assert [[fold.state for fold in member.folds] for member in status.members] == [["failed"] * 2, ["done"] * 2]
+    assert str(lost) in status.members[0].folds[0].problem
+    with pytest.raises(DataError, match="not trained on every fold"):
+        open_run(tmp_path / "run").oof("a_lost")
+
+    from midog.models.backbones import build_backbone
+    from midog.models.weights import write_tensors
+
+    write_tensors(lost, build_backbone("test_vit", "random", seed=3).state_dict())
+    run = train_recipe(recipe, table, tmp_path / "run", threads=1)
+    assert run.status().finished
+    assert not list((tmp_path / "run").rglob("failed.json"))
+
+
+def test_other_pretrained_weights_are_a_difference(tmp_path: Path, recipe_path: Path, table: PatchTable) -> None:
+    from midog.models.backbones import build_backbone
+    from midog.models.weights import write_tensors
+
+    weights = tmp_path / "test_vit.safetensors"
+    write_tensors(weights, build_backbone("test_vit", "random", seed=1).state_dict())
+    recipe = add_member(recipe_path, f"  vit: {{backbone: test_vit, pretrained: {weights}, image: {{size: 64}}}}\n")
+    train_recipe(recipe, table, tmp_path / "run", members=["vit"], folds=[0], threads=1)
+    write_tensors(weights, build_backbone("test_vit", "random", seed=2).state_dict())
+    with pytest.raises(UsageError) as caught:
+        train_recipe(recipe, table, tmp_path / "run", threads=1)
+    assert [line.split(": ")[1] for line in caught.value.details] == ["pretrained"]
+
+
+def test_leave_one_scanner_out(tmp_path: Path, recipe_path: Path, table: PatchTable) -> None:
+    recipe = load_recipe(recipe_path, [*QUICK, "folds=scanner"])
+    run = train_recipe(recipe, table, tmp_path / "run", threads=1)
+    assert run.fold_names == ("Scanner A", "Scanner B", "Scanner C")
+    oof = run.oof("micro")
+    assert [run.fold_names[k] for k in oof.folds] == list(table.column("scanner"))
+    train_recipe(recipe, table, tmp_path / "run", folds=["Scanner B"], threads=1)
+    with pytest.raises(UsageError, match="did you mean Scanner B"):
+        train_recipe(recipe, table, tmp_path / "run", folds=["scanner B"], threads=1)
+
+
+def test_the_run_carries_its_provenance(tmp_path: Path, quick: Recipe, table: PatchTable) -> None:
+    run = train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+    assert run.manifest["seed"] == 0
+    assert run.manifest["data_sha256"] == table.data_hash
+    assert run.manifest["folds_sha256"] == table.folds_hash
+    assert run.manifest["threads"] == 1 and run.manifest["device"]
+    assert run.manifest["versions"]["torch"].startswith("2.")
+    assert "git" in run.manifest
+    assert run.recipe == resolved(quick)
+    assert resolved(load_recipe(run.path / "recipe.yaml")) == resolved(quick)
+    assert all(Path(patch.path).is_absolute() for patch in run.table())
+
+
+def test_a_dry_run_proves_each_member_and_keeps_nothing(tmp_path: Path, table: PatchTable) -> None:
+    result = dry_run(load_recipe("smoke", ["members.vit.tune.rank=2"]), table)
+    assert [proof.member for proof in result.proofs] == ["vit", "convnext"]
+    assert all(proof.largest_difference < 1e-5 for proof in result.proofs)
+    assert result.proofs[0].trained < result.proofs[0].parameters
+    text = result.text()
+    assert "members.vit.tune.rank: 4 → 2" in text
+    assert "about" in text and "reloaded logits differ" in text
+
+
+def test_the_preview_shows_patches_and_their_augmentations(tmp_path: Path, quick: Recipe, table: PatchTable) -> None:
+    from PIL import Image
+
+    path = preview_augmentation(quick, table, tmp_path / "sheet.png")
+    with Image.open(path) as sheet:
+        assert sheet.size == (8 * 128 + 7 * 4, 8 * 128 + 7 * 4)
+        pixels = np.asarray(sheet)
+    assert not np.array_equal(pixels[:128, 132:260], pixels[:128, 264:392])
+    with pytest.raises(UsageError, match="did you mean micro"):
+        preview_augmentation(quick, table, tmp_path / "sheet.png", "mikro")
