@@ -35,8 +35,8 @@ def fisheye_map(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Where each output pixel reads from.
 
-    With ρ the distance from the centre ((W−1)/2, (H−1)/2) as a share of the half-diagonal, the offset from the centre is
-    multiplied by (1 + k·ρ²)/(1 + k): the centre is magnified 1 + k times, corners stay, nothing is read from outside.
+    With ρ the distance from the centre ((W−1)/2, (H−1)/2) as a share of the half-diagonal, the offset from the centre
+    is multiplied by (1 + k·ρ²)/(1 + k): the centre is magnified 1 + k times, corners stay, nothing is read from outside.
 
     Args:
         size: side, or (H, W), in pixels.
@@ -99,4 +99,4 @@ def resample(image: Image, map_x: NDArray[Any], map_y: NDArray[Any], interpolati
 
 def _check_strength(strength: float) -> None:
     if not 0 <= strength < np.inf:
-        raise ArgumentError(f"fisheye strength is {strength}", "a finite number from 0 (no change); training draws 0 to 0.5")
+        raise ArgumentError(f"fisheye strength is {strength}", "0 (no change) or a finite number above")

@@ -132,7 +132,7 @@ def fourier_domain_adaptation(
     """
     _check_image("source", source)
     _check_beta(beta)
-    height, width, channels = source.shape
+    height, width, _ = source.shape
     held = (*target.size, target.block.shape[2]) if isinstance(target, TargetAmplitude) else np.shape(target)
     if held != source.shape:
         raise ArgumentError(f"source is {source.shape}, target {held}", "resize the target to the source's shape first")
@@ -180,14 +180,15 @@ def natural_targets() -> tuple[TargetAmplitude, ...]:
 def folder_targets(path: Path | str, size: int = PATCH, beta_max: float = BETA_STORED) -> tuple[TargetAmplitude, ...]:
     """Amplitudes of the photographs below a folder, or of a file that `write_targets` made.
 
-    Images become RGB and are resized to `size` × `size` before the transform; of more than 1,000, every so many-th is taken.
+    Images become RGB and are resized to `size` × `size` before the transform. Of more than 1,000 images 1,000 are taken,
+    evenly over the sorted paths.
 
     Raises: DataError when the folder is absent or holds no image, or when files cannot be read (all are named).
     """
     path = Path(path).expanduser()
     if path.is_file() and path.suffix == ".safetensors":
         return read_targets(path)
-    return tuple(target_amplitude(_read_photograph(file, size), beta_max) for file in _checked_photographs(path))
+    return tuple(target_amplitude(image, beta_max) for image in _photographs(path, size).values())
 
 
 def patch_targets(patches: Iterable[Image], beta_max: float = BETA_STORED) -> tuple[TargetAmplitude, ...]:
@@ -207,11 +208,11 @@ def write_targets(folder: Path | str, out: Path | str, size: int = PATCH) -> Pat
 
     from midog.files import write_bytes
 
-    files = _checked_photographs(Path(folder).expanduser())
+    images = _photographs(Path(folder).expanduser(), size)
     # float64 first: the stored float32 then do not depend on the machine's vector width.
-    targets = [target_amplitude(_read_photograph(file, size).astype(np.float64)) for file in files]
+    targets = [target_amplitude(image.astype(np.float64)) for image in images.values()]
     blocks = np.stack([target.block for target in targets]).astype(np.float32)
-    about = {"size": size, "b": targets[0].b, "names": [file.name for file in files]}
+    about = {"size": size, "b": targets[0].b, "names": list(images)}
     return write_bytes(out, save({"amplitude": blocks}, metadata={"targets": json.dumps(about)}))
 
 
@@ -230,33 +231,29 @@ def read_targets(path: Path | str) -> tuple[TargetAmplitude, ...]:
     return tuple(TargetAmplitude(block, (about["size"], about["size"]), about["b"]) for block in blocks)
 
 
-def _checked_photographs(folder: Path) -> list[Path]:
+def _photographs(folder: Path, size: int) -> dict[str, NDArray[np.uint8]]:
+    """File name below `folder` → (size, size, 3) RGB; all that cannot be read is reported at once."""
     from PIL import Image as Pillow
 
     if not folder.is_dir():
-        raise DataError(f"no folder of Fourier targets at {folder}", "give a folder of photographs, or targets: natural")
+        raise DataError(f"no folder of Fourier targets at {folder}", "a folder of photographs, or targets: natural")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise DataError(f"no image in {folder}", f"put photographs there ({', '.join(sorted(SUFFIXES))}), or targets: natural")
+        raise DataError(f"no image in {folder}", f"photographs ({', '.join(sorted(SUFFIXES))}), or targets: natural")
     if len(files) > MOST_IMAGES:
         files = [files[at * len(files) // MOST_IMAGES] for at in range(MOST_IMAGES)]
-    unreadable = []
+    images, unreadable = {}, []
     for file in files:
+        name = file.relative_to(folder).as_posix()
         try:
             with Pillow.open(file) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            unreadable.append(f"{file}: {error}")
+                small = image.convert("RGB").resize((size, size), Pillow.Resampling.BICUBIC)
+            images[name] = np.asarray(small)
+        except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+            unreadable.append(f"{name}: {error}")
     if unreadable:
         raise DataError(f"{len(unreadable)} images in {folder} cannot be read", "repair or remove them", unreadable)
-    return files
-
-
-def _read_photograph(file: Path, size: int) -> NDArray[np.uint8]:
-    from PIL import Image as Pillow
-
-    with Pillow.open(file) as image:
-        return np.asarray(image.convert("RGB").resize((size, size), Pillow.Resampling.BICUBIC))
+    return images
 
 
 def _planes(image: Image) -> NDArray[Any]:
@@ -277,7 +274,7 @@ def _check_image(what: str, image: Image) -> None:
 
 def _check_beta(beta: float) -> None:
     if not 0 <= beta <= BETA_LIMIT:
-        raise ArgumentError(f"beta is {beta}", f"0 (no change) to {BETA_LIMIT}; published values are 0.01, 0.05 and 0.09")
+        raise ArgumentError(f"beta is {beta}", f"0 (no change) to {BETA_LIMIT}; published are 0.01, 0.05, 0.09")
 
 
 if __name__ == "__main__":

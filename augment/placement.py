@@ -47,7 +47,7 @@ def turn(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     if name not in TURNS:
         raise unknown("view", name, TURNS)
     if image.shape[0] != image.shape[1]:
-        raise UsageError(f"a patch of {image.shape[:2]} pixels cannot be turned", "use square patches, or dihedral: off")
+        raise UsageError(f"a patch of {image.shape[:2]} pixels cannot be turned", "square patches, or dihedral: off")
     turns, flipped = TURNS[name]
     turned = cv2.flip(image, 1) if flipped else image
     return np.asarray(cv2.rotate(turned, ROTATIONS[turns]) if turns else turned, dtype=np.uint8)

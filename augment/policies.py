@@ -1,16 +1,15 @@
 """Kinds of augmentation and the policy that carries one out: seeded per sample, a patch in, a patch out.
 
-Order (our choice): colour first, at native resolution (Fourier, stain, brightness), then geometry (fisheye, scale and shift
-read the pixels once, together), then a symmetry of the square, then what happens last in a slide scanner (blur, JPEG).
+Order (our choice): colour first, at native resolution (Fourier, stain, brightness), then geometry (fisheye, scale and
+shift read the pixels once, together), then a symmetry of the square, then what a scanner does last (blur, JPEG).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from augment.checks import between
 from augment.fisheye import Fisheye, lens_map, resample
-from augment.fourier import BETA_LIMIT, Fourier, TargetAmplitude, fourier_domain_adaptation
+from augment.fourier import Fourier, TargetAmplitude, fourier_domain_adaptation
 from augment.optics import Blur, Brightness, Jpeg, blur, brighten, compress
 from augment.placement import Dihedral, Shift, turn
 from augment.stain import Stain, draw_jitter, jitter_stain
@@ -33,12 +32,12 @@ class Augment:
     """What happens to a training patch; None switches a transform off. The defaults are those of kind `paper`."""
 
     kind: str = "paper"
-    fourier: Fourier | None = Fourier()
-    stain: Stain | None = Stain()
-    brightness: Brightness | None = Brightness()
-    fisheye: Fisheye | None = Fisheye()
-    shift: Shift | None = Shift()
-    dihedral: Dihedral | None = Dihedral()
+    fourier: Fourier | None = field(default_factory=Fourier)
+    stain: Stain | None = field(default_factory=Stain)
+    brightness: Brightness | None = field(default_factory=Brightness)
+    fisheye: Fisheye | None = field(default_factory=Fisheye)
+    shift: Shift | None = field(default_factory=Shift)
+    dihedral: Dihedral | None = field(default_factory=Dihedral)
     blur: Blur | None = None
     jpeg: Jpeg | None = None
 
@@ -48,7 +47,7 @@ class Augment:
 
 
 KIND_NAMES = ("none", "light", "paper", "strong")
-TRANSFORMS = tuple(field.name for field in fields(Augment) if field.name != "kind")
+TRANSFORMS = tuple(item.name for item in fields(Augment) if item.name != "kind")
 TYPES: dict[str, type[Any]] = {
     "fourier": Fourier,
     "stain": Stain,
@@ -97,7 +96,7 @@ def _resolve(name: str, default: Any, value: Any) -> Any:
     if value is True or value == "on":
         return default or kind()
     if isinstance(value, Mapping):
-        keys = [field.name for field in fields(kind)]
+        keys = [item.name for item in fields(kind)]
         for key in value:
             if key not in keys:
                 raise unknown(f"key of {name}", str(key), keys)
@@ -115,7 +114,10 @@ class Policy:
         self.targets = tuple(targets)
 
     def __call__(self, image: Patch, rng: np.random.Generator) -> Patch:
-        """(h, w, 3) uint8 RGB → a new contiguous array of the same shape and dtype. The same generator state, the same bytes."""
+        """(h, w, 3) uint8 RGB → a new contiguous array of the same shape and dtype.
+
+        The same generator state gives the same bytes.
+        """
         settings, drawn = self.augment, self._draw(rng)
         patch = image
         if settings.fourier and (u := drawn.get("fourier")):
@@ -170,9 +172,9 @@ def build_policy(augment: Augment, targets: Sequence[TargetAmplitude] | None = N
             "augment: {fourier: {targets: natural}}, a folder of photographs, or fourier: off",
         )
     held = min((target.b + 1) / min(target.size) for target in targets)
-    if augment.fourier.beta[1] >= min(held, BETA_LIMIT + 1):
+    if augment.fourier.beta[1] >= held:
         raise UsageError(
-            f"fourier.beta reaches {augment.fourier.beta[1]:g}, these targets hold amplitudes for beta below {held:.3f}",
+            f"fourier.beta reaches {augment.fourier.beta[1]:g}, these targets serve beta below {held:.3f}",
             f"augment: {{fourier: {{beta: [{min(augment.fourier.beta[0], 0.01):g}, 0.1]}}}}",
         )
     return Policy(augment, targets)
@@ -180,7 +182,7 @@ def build_policy(augment: Augment, targets: Sequence[TargetAmplitude] | None = N
 
 def sample_rng(seed: int, member: str, fold: int, epoch: int, position: int) -> np.random.Generator:
     """The generator of one draw: it depends on these five alone, never on the worker that makes the patch."""
-    digest = hashlib.sha256(repr((seed, member, fold, epoch, position)).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), str(member), int(fold), int(epoch), int(position))).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 

@@ -94,18 +94,21 @@ def open_run(path: Path | str) -> Run:
     return run.open_run(path)
 
 
-def blend_runs(*runs: Path | str, **settings: Any) -> BlendResult:
+def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: Any) -> BlendResult:
     """Blend members of runs (`RUN` or `RUN:MEMBER`): weights, calibration and operating points, cross-fitted by case.
 
-    Settings are those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`); what is not given
-    comes from the first run's recipe.
+    Args:
+        runs: runs or members of runs.
+        folder: where finished trials are kept, so that an interrupted search continues; write the result there.
+        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`); what is not given
+            (or None) comes from the first run's recipe.
     """
     from ensemble import crossfit
 
     names = [str(run) for run in runs]
     chosen = {key: value for key, value in settings.items() if value is not None}
     stored = open_run(names[0].split(":")[0]).recipe.get("blend", {}) if names else {}
-    return crossfit.blend_runs(names, crossfit.BlendSettings(**{**stored, **chosen}))
+    return crossfit.blend_runs(names, crossfit.BlendSettings(**{**stored, **chosen}), folder)
 
 
 def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: Path | str | None = None) -> Comparison:

@@ -125,16 +125,8 @@ class Bundle:
         absent = ~np.isfinite(z)
         z[absent], p[absent] = self._logit_of(self.prevalence), self.prevalence
         flags[usable] = self._seen(patches)
-        return Result(
-            names,
-            z,
-            p,
-            decide(self.point, p),
-            flags,
-            self.about(),
-            self._notes(names, usable, logits),
-            _shown(patches, usable),
-        )
+        notes, shown = self._notes(names, usable, logits), _shown(patches, usable, len(names))
+        return Result(names, z, p, decide(self.point, p), flags, self.about(), notes, shown)
 
     def about(self) -> dict[str, Any]:
         """Which bundle and operating point answered, as plain JSON."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ensemble.blend import BLEND_FILE, Blend, BlendMember, read_blend
 from midog.archive import MANIFEST_FILE, manifest_bytes, write_archive
 from midog.errors import DataError, UsageError, WeightsError
-from midog.files import SCHEMA_VERSION, read_json, sha256_bytes, sha256_file
+from midog.files import SCHEMA_VERSION, lock, read_json, sha256_bytes, sha256_file
 from midog.progress import track
 from midog.run import Run, open_run
 
@@ -25,6 +28,8 @@ CALIBRATION = (
     "shift, temperature and threshold were fitted on out-of-fold logits, each from a single fold model; they are used "
     "here on the mean of a member's fold models, which only scores on held-out cases can measure"
 )
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,8 @@ def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None =
     runs = {run: open_run(run) for run in sorted({member.run for member in blend.members})}
     _check_folds(blend)
     names = _folder_names(blend.members)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
-        backbones = _stage_backbones(blend.members, Path(staging), weights)
+    with _staging(out) as staging:
+        backbones = _stage_backbones(blend.members, staging, weights)
         placed = [
             Placed(
                 member,
@@ -71,7 +75,23 @@ def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None =
         contents = dict(sorted(contents.items()))
         manifest = _manifest(blend, Path(blend_folder), placed, runs, contents)
         # The manifest comes first, so that it can be read without unpacking what follows.
-        return write_archive(out, {MANIFEST_FILE: manifest_bytes(manifest), **contents})
+        written = write_archive(staging / out.name, {MANIFEST_FILE: manifest_bytes(manifest), **contents})
+        return written.replace(out)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what is not finished; those that killed processes left behind go first."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*"):
+        # The kernel drops a lock when its process dies: what nobody holds is rubbish.
+        with suppress(UsageError), lock(leftover / LOCK, "another process is bundling"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as name,
+        lock(Path(name) / LOCK, "another process is bundling"),
+    ):
+        yield Path(name)
 
 
 def _check_folds(blend: Blend) -> None:

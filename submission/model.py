@@ -80,11 +80,13 @@ def points_have_one(use: str, points: Mapping[str, OperatingPoint]) -> bool:
 
 
 def banner(bundle: Bundle, model: Path) -> str:
-    """One line: versions, device, bundle and operating point. Imports torch."""
+    """One line: versions, device, bundle and operating point. Imports what inference needs, so that it is timed apart."""
+    import timm
     import torch
 
     about = bundle.about()
-    parts = [f"midog {about['midog']}", f"torch {torch.__version__}", f"CUDA build {torch.version.cuda or 'none'}"]
+    parts = [f"midog {about['midog']}", f"timm {timm.__version__}", f"torch {torch.__version__}"]
+    parts.append(f"CUDA build {torch.version.cuda or 'none'}")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         built = "" if f"sm_{major}{minor}" in torch.cuda.get_arch_list() else " not"

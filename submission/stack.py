@@ -182,11 +182,15 @@ def _read_tiff(path: Path, notes: list[str]) -> Iterator[Pixels | None]:
                 notes.append(f"page {page} is marked as a reduced-resolution copy: kept, as the reference does")
             yield to_rgb(image)
         except Exception as error:
-            notes.append(f"page {page} cannot be decoded: {plain(error)}")
+            notes.append(_undecodable(page, error))
             yield None
             image.close()  # what a failed decoder left behind must not touch the next page
             image = Image.open(path)
     image.close()
+
+
+def _undecodable(page: int, error: Exception) -> str:
+    return f"page {page} cannot be decoded ({plain(error)}): the training prevalence stands in"
 
 
 def count_directories(path: Path) -> int | None:
@@ -240,7 +244,7 @@ def _read_itk(path: Path, notes: list[str], expected: int | None = None) -> Iter
         try:
             yield array_to_rgb(page)
         except Exception as error:
-            notes.append(f"page {number} cannot be decoded: {plain(error)}")
+            notes.append(_undecodable(number, error))
             yield None
 
 

@@ -85,7 +85,7 @@ def _plain_epoch(member: Member, fold: FoldPatches, table: PatchTable, resources
     network = network_of(member)
     classifier = build_classifier(network).to(resources.device)
     classifier.format = torch.contiguous_format
-    classifier.to(memory_format=torch.contiguous_format)
+    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW([p for p in classifier.parameters() if p.requires_grad], lr=member.training.lr)
     criterion = nn.BCEWithLogitsLoss()
     files = [table.file(table.patches[row]) for row in fold.samples.rows]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from midog.errors import WeightsError
 from midog.models.weights import TensorFile, write_tensors
@@ -25,7 +26,7 @@ class State:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     mean: RunningMean | None
-    scaler: torch.amp.GradScaler
+    scaler: GradScaler
     best: Best | None = None
 
 

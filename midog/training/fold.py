@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
@@ -116,7 +117,7 @@ def start(member: Member, pretrained: Path | None, resources: Resources, k: int)
     training = member.training
     optimizer = adamw(classifier, training.lr, training.weight_decay)
     mean = RunningMean(classifier, training.ema) if training.ema else None
-    scaler = torch.amp.GradScaler(resources.device.type, enabled=resources.dtype is torch.float16)
+    scaler = GradScaler(resources.device.type, enabled=resources.dtype is torch.float16)
     best = Best(classifier) if training.select == "inner" else None
     return classifier, checkpoint.State(classifier, optimizer, mean, scaler, best)
 
@@ -208,7 +209,7 @@ def step(
             logits = classifier(x)
         # The parts' means add up to the batch's mean.
         value = loss(training.loss, logits, targets, weights, training.gamma) * (len(rows) / size)
-        state.scaler.scale(value).backward()
+        state.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
         total += value.detach()
     if training.clip:
         state.scaler.unscale_(state.optimizer)

@@ -43,7 +43,7 @@ def fold_identity(
     hashes = getattr(images, "hashes", None)
     if hashes is None:
         hashes = [sha256_bytes(np.ascontiguousarray(images[np.array([at])]).tobytes())[:16] for at in range(len(table))]
-    return plain(
+    content: dict[str, Any] = plain(
         {
             "member": {"name": member.name, **member.settings()},
             "backbone": {key: record[key] for key in BACKBONE_KEYS},
@@ -58,6 +58,7 @@ def fold_identity(
             "targets_sha256": targets_identity(member),
         }
     )
+    return content
 
 
 def pretrained_identity(member: Member, pretrained: Path | None) -> str:
@@ -84,7 +85,7 @@ def targets_identity(member: Member) -> str:
         return ""
     if fourier.targets == "scanner":
         return "scanner"
-    return sha256_json([sha256_bytes(np.ascontiguousarray(t.block).tobytes()) for t in shared_targets(fourier.targets)])
+    return sha256_json([sha256_bytes(np.ascontiguousarray(t.block).tobytes()) for t in shared_targets(fourier)])
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from augment.policies import refuse_agpl
 from midog.data.folds import Assignment, assign
 from midog.data.patches import PatchTable
 from midog.data.pixels import Pixels, open_pixels
@@ -90,6 +91,7 @@ def train_recipe(
     Raises: UsageError when a fold that exists was made by something else, naming the keys; DataError for bad data or
         folds; MidogError at the end when members failed.
     """
+    refuse_agpl()
     pretrained = Path(pretrained) if pretrained is not None else None
     machine = machine or Machine()
     machine = Machine(**{**vars(machine), "threads": threads}) if threads is not None else machine
@@ -182,7 +184,7 @@ def _train_all(
     machine: Machine,
     report: Report,
 ) -> None:
-    failed: list[str] = []
+    failed: dict[str, Exception] = {}
     busy: list[str] = []
     trained = 0
     state = open_run(run)
@@ -198,22 +200,30 @@ def _train_all(
             busy.append(what)
             report(f"{what}: skipped, {error.problem}")
         except Exception as error:  # one member's failure leaves the others their turn
-            failed.append(f"{what}: {_first_line(error)}")
+            failed[what] = error
             report(f"{what}: failed: {_first_line(error)}")
             _keep_failure(folder, error)
         else:
             trained += 1
             report(f"{what}: done in {readable_seconds(_seconds(folder))}")
     if failed:
-        raise MidogError(
-            f"{len(failed)} of {len(wanted)} folds failed; what was done is kept in {run}",
-            "mend what is named above and repeat the command: only these are trained again",
-            failed,
-        )
+        raise _sum_up(failed, len(wanted), run)
     if busy and not trained:
-        raise Busy(
-            f"another process trains {', '.join(busy)}", "wait for it, or stop that process and repeat the command"
-        )
+        fix = "wait for it, or stop that process and repeat the command"
+        raise Busy(f"another process trains {', '.join(busy)}", fix)
+
+
+def _sum_up(failed: Mapping[str, Exception], wanted: int, run: Path) -> MidogError:
+    """One error for all failures; of their own kind (and exit code) where they share one, with their fix."""
+    kinds = {type(error) for error in failed.values()}
+    kind = kinds.pop() if len(kinds) == 1 else MidogError
+    fixes = {error.fix for error in failed.values() if isinstance(error, MidogError)}
+    again = "then repeat the command: only these are trained again"
+    return (kind if issubclass(kind, MidogError) else MidogError)(
+        f"{len(failed)} of {wanted} folds failed; what was done is kept in {run}",
+        f"{fixes.pop()}; {again}" if len(fixes) == 1 else f"mend what is named above, {again}",
+        [f"{what}: {_first_line(error)}" for what, error in failed.items()],
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from midog.training.sampling import SAMPLERS
 
 SCHEDULES = ("cosine", "constant", "plateau")
 SELECTIONS = ("last", "inner")
+LEAST = {"epochs": 1, "batch": 1, "weight_decay": 0, "warmup": 0, "gamma": 0, "ema": 0, "clip": 0, "patience": 0}
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,7 @@ class Training:
             raise UsageError(
                 "training.schedule plateau and training.patience look at the inner loss", "training: {select: inner}"
             )
-        least = {
-            "epochs": 1,
-            "batch": 1,
-            "weight_decay": 0,
-            "warmup": 0,
-            "gamma": 0,
-            "ema": 0,
-            "clip": 0,
-            "patience": 0,
-        }
-        for name, bound in least.items():
+        for name, bound in LEAST.items():
             if not getattr(self, name) >= bound:
                 raise UsageError(f"training.{name} is {getattr(self, name)}", f"at least {bound}")
         if not 0 < self.lr < float("inf"):

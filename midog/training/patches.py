@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from augment.fourier import TargetAmplitude, folder_targets, natural_targets, patch_targets
+from augment.fourier import BETA_STORED, Fourier, TargetAmplitude, folder_targets, natural_targets, patch_targets
 from augment.policies import build_policy
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
@@ -103,7 +102,11 @@ def _take_inner(
     if member.training.select != "inner":
         return rows, None
     side = table.subset(rows)
-    mask = inner_mask(side, seed_of(member.seed, member.name, k, "inner") % 2**32)
+    try:
+        mask = inner_mask(side, seed_of(member.seed, member.name, k, "inner") % 2**32)
+    except DataError as error:
+        few = "too few training cases to set a tenth aside for choosing the epoch"
+        raise DataError(f"{few}: {error.problem}", "training: {select: last}") from None
     return rows[~mask], Inner(Rows(images, rows[mask]), np.asarray(side.labels[mask], dtype=np.float32))
 
 
@@ -113,8 +116,8 @@ def augmentations(member: Member, k: int, side: PatchTable, images: Rows) -> lis
     if fourier is None or fourier.p == 0:
         return [build_policy(member.augment, None)] * len(side)
     if fourier.targets != "scanner":
-        return [build_policy(member.augment, shared_targets(fourier.targets))] * len(side)
-    by_scanner = scanner_targets(member, k, side, images)
+        return [build_policy(member.augment, shared_targets(fourier))] * len(side)
+    by_scanner = scanner_targets(fourier, member, k, side, images)
     policies = {
         scanner: build_policy(
             member.augment, [target for other, targets in by_scanner.items() if other != scanner for target in targets]
@@ -124,13 +127,29 @@ def augmentations(member: Member, k: int, side: PatchTable, images: Rows) -> lis
     return [policies[str(scanner)] for scanner in side.column("scanner")]
 
 
+def shared_targets(fourier: Fourier) -> tuple[TargetAmplitude, ...]:
+    """Targets that do not depend on the fold: `natural` photographs of the package, or a folder of one's own.
+
+    Raises: DataError when the folder holds no photograph.
+    """
+    if fourier.targets == "natural":
+        return natural_targets()
+    return _folder_targets(fourier.targets, _beta_max(fourier))
+
+
 @lru_cache(maxsize=4)
-def shared_targets(name: str) -> Sequence[TargetAmplitude]:
-    """Targets that do not depend on the fold: `natural` photographs of the package, or a folder of one's own."""
-    return tuple(natural_targets() if name == "natural" else folder_targets(Path(name).expanduser()))
+def _folder_targets(path: str, beta_max: float) -> tuple[TargetAmplitude, ...]:
+    """Amplitudes are computed once for all members and folds."""
+    return folder_targets(Path(path).expanduser(), beta_max=beta_max)
 
 
-def scanner_targets(member: Member, k: int, side: PatchTable, images: Rows) -> dict[str, list[TargetAmplitude]]:
+def _beta_max(fourier: Fourier) -> float:
+    return max(BETA_STORED, fourier.beta[1])
+
+
+def scanner_targets(
+    fourier: Fourier, member: Member, k: int, side: PatchTable, images: Rows
+) -> dict[str, tuple[TargetAmplitude, ...]]:
     """Amplitudes of this fold's training patches by scanner; what is left out is not among them.
 
     Raises: DataError when a scanner is unknown or there is only one.
@@ -150,5 +169,5 @@ def scanner_targets(member: Member, k: int, side: PatchTable, images: Rows) -> d
         rows = np.flatnonzero(scanners == name)
         rng = generator_of(member.seed, member.name, k, f"targets {name}")
         drawn = np.sort(rng.choice(rows, size=min(TARGETS_PER_SCANNER, len(rows)), replace=False))
-        found[str(name)] = list(patch_targets(images[drawn]))
+        found[str(name)] = patch_targets(images[drawn], _beta_max(fourier))
     return found

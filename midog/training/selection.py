@@ -1,4 +1,4 @@
-"""Choosing the epoch without looking at the cases it will be scored on: a tenth of the fold's training cases decides."""
+"""Choosing the epoch without the cases it will be scored on: a tenth of the fold's training cases decides."""
 
 from __future__ import annotations
 

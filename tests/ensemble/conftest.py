@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from midog.data.folds import make_folds
 from midog.data.patches import Patch, PatchTable
 from midog.files import sha256_file, write_json, write_text
 from midog.run import Oof, write_oof
-
-MakeRun = Callable[..., Path]
 
 
 def draw_table(root: Path, n: int = 300, cases: int = 30, seed: int = 0, prevalence: float = 0.3) -> PatchTable:
@@ -73,6 +71,19 @@ def write_run(path: Path, table: PatchTable, members: Mapping[str, np.ndarray], 
                 }
                 write_json(folder / "done.json", content)
     return path
+
+
+class Make:
+    """The three functions above, for tests that draw their own."""
+
+    table = staticmethod(draw_table)
+    logits = staticmethod(draw_logits)
+    run = staticmethod(write_run)
+
+
+@pytest.fixture
+def make() -> type[Make]:
+    return Make
 
 
 @pytest.fixture

@@ -283,7 +283,7 @@ def test_flaws_of_a_table_are_told_together(tables):
 
 
 def test_predictions_that_cover_one_split_are_scored_on_it(tables):
-    folder, label, confidence, called, index = tables
+    folder, label, _, called, index = tables
     rewrite(folder / "out.csv", lambda lines: lines[::4])
     found = evaluate_predictions(folder / "out.csv", folder / "patches.csv")
     rows = index % 4 == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from midog.data.patches import PatchTable
-from midog.errors import DataError, MidogError, UsageError
+from midog.errors import DataError, UsageError, WeightsError
 from midog.recipe import Recipe, load_recipe, resolved
 from midog.run import open_run
 from midog.training.launch import dry_run, preview_augmentation, train_recipe
@@ -90,8 +90,9 @@ def test_one_member_fails_the_others_go_on_and_a_later_run_tries_again(
     lost = tmp_path / "lost.safetensors"
     recipe = add_member(recipe_path, f"  a_lost: {{backbone: test_vit, pretrained: {lost}}}\n")
     recipe = replace(recipe, members=dict(sorted(recipe.members.items())))
-    with pytest.raises(MidogError) as caught:
+    with pytest.raises(WeightsError) as caught:
         train_recipe(recipe, table, tmp_path / "run", threads=1)
+    assert caught.value.fix.endswith("repeat the command: only these are trained again")
     assert "2 of 4 folds failed" in caught.value.problem
     assert str(lost) in caught.value.details[0]
     status = open_run(tmp_path / "run").status()

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from midog.data.folds import make_folds
 from midog.data.patches import PatchTable
-from midog.errors import UsageError
+from midog.data.readers import read_layout
+from midog.data.synthetic import draw
+from midog.errors import DataError, UsageError
 from midog.files import read_json
 from midog.recipe import load_recipe
 from midog.status import read_log
@@ -22,12 +25,19 @@ from midog.training.selection import Best, plateau_factor
 INNER = ("each.training.select=inner", "each.training.patience=3", "each.training.schedule=plateau")
 
 
-def test_inner_cases_are_training_cases_that_are_not_trained_on(table: PatchTable, recipe_path: Path) -> None:
+@pytest.fixture(scope="module")
+def many_cases(tmp_path_factory: pytest.TempPathFactory) -> PatchTable:
+    """120 drawn patches of 40 cases: enough to set a tenth aside."""
+    folder = tmp_path_factory.mktemp("many")
+    return make_folds(read_layout([draw(folder, cases=40, per_case=3)]), "grouped:2:0")
+
+
+def test_inner_cases_are_training_cases_that_are_not_trained_on(many_cases: PatchTable, recipe_path: Path) -> None:
     recipe = load_recipe(recipe_path, INNER)
-    source = gather(recipe, table)
+    source = gather(recipe, many_cases)
     patches = fold_patches(recipe.members["micro"], 0, source.table, source.assignment, source.pixels)
     assert patches.inner is not None
-    case = table.column("case")
+    case = many_cases.column("case")
     sides = [set(case[rows]) for rows in (patches.samples.rows, patches.inner.images.rows, patches.left_out.rows)]
     assert all(sides)
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
@@ -35,13 +45,20 @@ def test_inner_cases_are_training_cases_that_are_not_trained_on(table: PatchTabl
     assert set(patches.inner.targets) == {0.0, 1.0}
 
 
-def test_the_best_inner_epoch_becomes_the_fold_model(table: PatchTable, recipe_path: Path, tmp_path: Path) -> None:
-    run = train_recipe(load_recipe(recipe_path, INNER), table, tmp_path / "run", folds=[0], threads=1)
+def test_the_best_inner_epoch_becomes_the_fold_model(many_cases: PatchTable, recipe_path: Path, tmp_path: Path) -> None:
+    run = train_recipe(load_recipe(recipe_path, INNER), many_cases, tmp_path / "run", folds=[0], threads=1)
     folder = run.fold_folder("micro", 0)
     losses = [line["inner_loss"] for line in read_log(folder)]
     chosen = read_json(folder / "done.json")["epoch"]
     assert chosen == int(np.argmin(losses)) + 1
     assert len(losses) == min(20, chosen + 3)
+
+
+def test_too_few_cases_say_so(table: PatchTable, recipe_path: Path) -> None:
+    recipe = load_recipe(recipe_path, INNER)
+    source = gather(recipe, table)
+    with pytest.raises(DataError, match="too few training cases"):
+        fold_patches(recipe.members["micro"], 0, source.table, source.assignment, source.pixels)
 
 
 def test_best_keeps_the_weights_of_the_lowest_loss() -> None:

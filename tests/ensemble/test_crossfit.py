@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemble.blend import combine, read_blend
+from ensemble.crossfit import JOURNAL_FILE, BlendSettings, blend_oof, blend_rows, blend_runs, predict
+from ensemble.oof import OofSet, align
+from ensemble.predictions import read_scored
+from ensemble.result import OOF_BLEND_FILE
+from midog.data.patches import PatchTable
+from midog.errors import DataError, UsageError
+from midog.files import sha256_file
+from midog.metrics import scores
+
+FEW = BlendSettings(trials=60)
+
+
+def stacked(table: PatchTable, *members: np.ndarray) -> OofSet:
+    names = tuple(f"m{i}" for i in range(len(members)))
+    return OofSet(table, table.folds, names, np.stack(members, axis=1), ())
+
+
+def test_tuned_weights_beat_equal_ones_where_a_member_knows_nothing(run: Path) -> None:
+    result = blend_runs([run], BlendSettings(trials=200))
+    assert result.weights["noise"] < 0.1 < result.weights["fair"] < result.weights["good"]
+    found = result.scores()
+    assert list(found) == ["good", "fair", "noise", "equal", "tuned", "stack"]
+    assert found["tuned"].log_loss < found["equal"].log_loss < found["noise"].log_loss
+    assert found["tuned"].log_loss < found["good"].log_loss
+
+
+def test_weights_fall_back_to_equal_where_members_cannot_be_told_apart(make: Any, tmp_path: Path) -> None:
+    """Equally good members: what the search finds is noise, and most of it is shrunk away."""
+    distance = {"searched": [], "shipped": []}
+    for seed in range(6):
+        table = make.table(tmp_path, n=200, cases=20, seed=seed)
+        oof = stacked(table, *(make.logits(table, 0.7, 10 * seed + i) for i in range(5)))
+        fit = blend_oof(oof, BlendSettings(trials=200)).full
+        shipped = np.abs(fit.weights["tuned"] - 0.2).sum()
+        distance["shipped"].append(shipped)
+        if fit.strength:
+            distance["searched"].append(shipped / fit.strength)
+        losses = np.array(fit.strength_losses)
+        assert fit.strength == (0.0, 0.25, 0.5, 0.75, 1.0)[int(losses.argmin())]
+    assert np.median(distance["shipped"]) < 0.15
+
+
+@pytest.mark.parametrize("kind", ["tuned", "equal", "stack"])
+def test_scores_of_logits_that_know_nothing_are_chance(make: Any, tmp_path: Path, kind: Any) -> None:
+    """Fifteen members of noise: fitted and scored on the same cases they look good, cross-fitted they do not."""
+    table = make.table(tmp_path, n=600, cases=40, seed=3)
+    oof = stacked(table, *(make.logits(table, 0.0, i) for i in range(15)))
+    result = blend_oof(oof, BlendSettings(kind=kind, trials=100))
+    honest = result.scores()[kind]
+    assert abs(honest.balanced_accuracy - 0.5) < 0.06 and abs(honest.roc_auc - 0.5) < 0.07
+    seen = result.in_sample["stack"]
+    assert scores(oof.labels, seen.confidence, seen.predicted).roc_auc > honest.roc_auc + 0.05
+
+
+def test_cross_fitted_predictions_never_saw_their_case(make: Any, tmp_path: Path) -> None:
+    """Changing the labels of one part changes no prediction of that part."""
+    from dataclasses import replace
+
+    table = make.table(tmp_path)
+    members = [make.logits(table, 1.0, i) for i in range(3)]
+    before = blend_oof(stacked(table, *members), FEW)
+    held = before.part == 0
+    # Swapping labels within a case keeps every count by which cases are spread over parts.
+    labels = table.labels.copy()
+    for case in set(before.oof.cases[held]):
+        rows = np.flatnonzero(before.oof.cases == case)
+        labels[rows] = np.roll(labels[rows], 1)
+    assert not np.array_equal(labels, table.labels)
+    patches = (replace(p, label=int(label)) for p, label in zip(table, labels, strict=True))
+    after = blend_oof(stacked(table.with_patches(patches), *members), FEW)
+    assert np.array_equal(after.part, before.part)
+    for name, found in before.point_predictions.items():
+        assert np.array_equal(found.confidence[held], after.point_predictions[name].confidence[held]), name
+        assert np.array_equal(found.predicted[held], after.point_predictions[name].predicted[held]), name
+    full = (before.cross_fitted["tuned"], after.cross_fitted["tuned"])
+    assert not np.array_equal(full[0].confidence[~held], full[1].confidence[~held])
+
+
+def test_one_member_is_itself(run: Path) -> None:
+    result = blend_runs([f"{run}:good"], FEW)
+    full = result.points["full"]
+    assert full.members == ("good",) and full.weights == (1.0,)
+    assert np.array_equal(result.cross_fitted["tuned"].logit, result.oof.views("none")[:, 0])
+    assert set(result.points) == {f"{name}{end}" for name in ("full", "fast", "only:good") for end in ("", "/1")}
+
+
+def test_identical_members_blend_to_themselves(make: Any, table: PatchTable) -> None:
+    z = make.logits(table, 1.0, 1)
+    result = blend_oof(stacked(table, z, z, z), FEW)
+    alone = blend_oof(stacked(table, z), FEW)
+    for kind in ("equal", "tuned", "stack"):
+        np.testing.assert_allclose(result.in_sample[kind].confidence, alone.in_sample["m0"].confidence, rtol=1e-6)
+
+
+def test_the_order_of_members_is_free(run: Path) -> None:
+    one = blend_runs([f"{run}:good", f"{run}:fair", f"{run}:noise"], FEW)
+    two = blend_runs([f"{run}:noise", f"{run}:good", f"{run}:fair"], FEW)
+    assert one.weights == pytest.approx(two.weights, rel=1e-6)
+    np.testing.assert_allclose(one.cross_fitted["tuned"].confidence, two.cross_fitted["tuned"].confidence, rtol=1e-6)
+
+
+def test_operating_points(run: Path) -> None:
+    result = blend_runs([run], BlendSettings(trials=60, views="d4"))
+    sets = ["full", "fast", "only:good", "only:fair", "only:noise", "without:good", "without:fair", "without:noise"]
+    assert set(result.points) == {name + end for name in [*sets, "top:2"] for end in ("", "/1")}
+    points = result.points
+    assert points["full"].views == "d4" and points["full/1"].views == points["fast"].views == "none"
+    assert points["full"].weights == points["full/1"].weights
+    assert (points["full"].temperature, points["full"].threshold) != (
+        points["full/1"].temperature,
+        points["full/1"].threshold,
+    )
+    assert points["fast"].members == ("good",) and points["top:2"].members == ("good", "fair")
+    assert points["without:noise"].members == ("good", "fair")
+    kept = [result.weights["good"], result.weights["fair"]]
+    np.testing.assert_allclose(points["without:noise"].weights, np.array(kept) / sum(kept))
+    for name, point in points.items():
+        assert point.name == name and sum(point.weights) == pytest.approx(1)
+
+
+def test_each_point_is_calibrated_for_its_own_set(run: Path) -> None:
+    oof = align([run])
+    settings = BlendSettings(trials=60, views="rot4")
+    result = blend_oof(oof, settings)
+    for point in result.points.values():
+        found = predict(point, blend_rows(oof, settings))
+        assert found.confidence.mean() == pytest.approx(oof.prevalence, abs=0.01), point.name
+
+
+def test_across_is_kept_apart_from_pooled(run: Path) -> None:
+    pooled = blend_runs([run], FEW).points["full"]
+    across = blend_runs([run], BlendSettings(trials=60, threshold="across")).points["full"]
+    assert pooled.weights == across.weights and pooled.threshold != across.threshold
+
+
+def test_a_stack_is_written_in_the_one_formula(run: Path) -> None:
+    result = blend_runs([run], BlendSettings(kind="stack", trials=20))
+    point = result.points["full"]
+    assert np.abs(point.weights).sum() == pytest.approx(1)
+    columns = [result.oof.names.index(name) for name in point.members]
+    z = combine(point, result.oof.views("none")[:, columns])
+    assert np.array_equal(z, result.in_sample["stack"].logit)
+    assert result.scores()["stack"].roc_auc > result.scores()["noise"].roc_auc
+
+
+def test_a_table_of_scores(run: Path) -> None:
+    result = blend_runs([run], FEW)
+    rows = result.table()
+    assert [row["name"] for row in rows[:6]] == ["good", "fair", "noise", "equal", "tuned", "stack"]
+    assert [row["group"] for row in rows[::6]] == ["all", "breast, CS2", "breast, XR"]
+    assert len(result.table(by_domain=False)) == 6
+    for row in rows:
+        low, high = row["balanced_accuracy_interval"]
+        assert low <= row["balanced_accuracy"] <= high and row["roc_auc_in_sample"] is not None
+    assert sum(row["n"] for row in rows[6::6]) == rows[0]["n"] == 300
+    by_scanner = result.scores(by="scanner")
+    assert list(by_scanner) == ["CS2", "XR"] and by_scanner["XR"].n == rows[12]["n"]
+    with pytest.raises(UsageError, match="did you mean tuned"):
+        result.scores(by="scanner", name="tuend")
+
+
+def test_the_blend_folder(run: Path, tmp_path: Path) -> None:
+    result = blend_runs([run], FEW)
+    path = result.write(tmp_path / "blends" / "x")
+    blend = read_blend(path.parent)
+    assert blend.points == result.points and blend.prevalence == result.oof.prevalence
+    for member in blend.members:
+        for fold in member.folds.values():
+            assert sha256_file(fold["path"]) == fold["sha256"]
+        assert Path(member.run).resolve() == run.resolve() and member.network["backbone"]["name"] == member.member
+    text = path.read_text(encoding="utf-8")
+    assert str(tmp_path) not in text, "paths are relative, so that the project can be moved"
+    content = json.loads(text)
+    assert content["points"]["full"]["cross_fitted"]["roc_auc"] == result.scores()["tuned"].roc_auc
+    assert content["provenance"]["runs"]["one"]["git"] == "abc"
+    assert content["data_hash"] == result.oof.table.data_hash
+    kept = read_scored(path.parent / OOF_BLEND_FILE)
+    assert np.array_equal(kept.confidence, result.cross_fitted["tuned"].confidence)
+    assert np.array_equal(kept.table.labels, result.oof.labels)
+
+
+def test_the_same_seed_gives_the_same_blend(run: Path, tmp_path: Path) -> None:
+    one = blend_runs([run], FEW).write(tmp_path / "blends" / "one").read_bytes()
+    folder = tmp_path / "blends" / "two"
+    blend_runs([run], FEW, folder)
+    lines = (folder / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    for kept in (1, 45, 200):
+        (folder / JOURNAL_FILE).write_bytes(b"".join(lines[:kept]))
+        assert blend_runs([run], FEW, folder).write(folder).read_bytes() == one
+        assert (folder / JOURNAL_FILE).read_bytes() == b"".join(lines)
+    other = blend_runs([run], BlendSettings(trials=60, seed=1)).write(tmp_path / "blends" / "three").read_bytes()
+    assert other != one
+
+
+def test_a_killed_blend_ends_in_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    settings = BlendSettings(trials=3000)
+    folder = tmp_path / "blends" / "killed"
+    code = (
+        "import sys; from ensemble.crossfit import *\n"
+        "blend_runs([sys.argv[1]], BlendSettings(trials=3000), sys.argv[2]).write(sys.argv[2])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(run), str(folder)])
+    journal = folder / JOURNAL_FILE
+    deadline = time.monotonic() + 60
+    while not (journal.is_file() and journal.stat().st_size > 20_000) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (folder / "blend.json").exists()
+    assert journal.read_bytes().count(b"\n") > 50
+    resumed = blend_runs([run], settings, folder).write(folder).read_bytes()
+    straight = blend_runs([run], settings).write(tmp_path / "blends" / "straight").read_bytes()
+    assert resumed == straight
+
+
+def test_two_processes_do_not_share_a_folder(run: Path, tmp_path: Path) -> None:
+    from midog.files import lock
+
+    with lock(tmp_path / "b" / ".lock", "x"), pytest.raises(UsageError, match="another process blends into"):
+        blend_runs([run], FEW, tmp_path / "b")
+
+
+def test_settings_that_are_wrong() -> None:
+    with pytest.raises(UsageError, match=r"unknown blend kind: tuend\n  fix: did you mean tuned"):
+        BlendSettings(kind="tuend")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown blend views: d8"):
+        BlendSettings(views="d8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="at least one trial"):
+        BlendSettings(trials=0)
+
+
+def test_too_few_cases(make: Any, tmp_path: Path) -> None:
+    table = make.table(tmp_path, n=40, cases=2)
+    with pytest.raises(DataError, match="too few cases to cross-fit"):
+        blend_oof(stacked(table, make.logits(table, 1.0, 0)), FEW)

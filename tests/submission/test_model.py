@@ -1,0 +1,99 @@
+"""Which bundle and which operating point the container takes: one precedence, nothing passed over in silence."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from ensemble.blend import OperatingPoint
+from midog.errors import UsageError, WeightsError
+from submission.model import choose_use, find_model
+
+
+@pytest.fixture
+def places(tmp_path):
+    uploaded, baked = tmp_path / "ml", tmp_path / "app"
+    uploaded.mkdir()
+    return uploaded, baked
+
+
+def put(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_the_variable_wins_even_over_good_places(places, tmp_path):
+    uploaded, baked = put(places[0]), put(places[1])
+    named = {"MIDOG_MODEL_DIR": str(tmp_path / "other")}
+    assert find_model(named, uploaded, baked) == tmp_path / "other"
+
+
+def test_an_uploaded_model_wins_over_the_baked_one(places):
+    uploaded, baked = places
+    assert find_model({}, uploaded, put(baked)) == baked
+    nested = put(uploaded / "bundle")
+    assert find_model({}, uploaded, baked) == nested
+    shutil.rmtree(nested)
+    put(uploaded)
+    assert find_model({}, uploaded, baked) == uploaded
+
+
+def test_foreign_files_in_the_uploaded_place_are_never_passed_over(places):
+    uploaded, baked = places
+    put(baked)
+    (uploaded / ".hidden").write_text("")
+    assert find_model({}, uploaded, baked) == baked
+    (uploaded / "weights.pth").write_text("")
+    with pytest.raises(WeightsError, match=r"weights\.pth") as caught:
+        find_model({}, uploaded, baked)
+    assert caught.value.exit_code == 4
+
+
+def test_no_bundle_anywhere_names_both_places_and_the_command(places):
+    with pytest.raises(WeightsError) as caught:
+        find_model({}, *places)
+    text = str(caught.value)
+    assert str(places[0]) in text and str(places[1]) in text and "midog bundle" in text
+
+
+def point(name, members, views="rot4"):
+    return OperatingPoint(name, members, tuple(1 / len(members) for _ in members), views, 0.0, 1.0, 0.5)
+
+
+POINTS = {
+    p.name: p
+    for p in (
+        point("full", ("a", "b")),
+        point("full/1", ("a", "b"), "none"),
+        point("only:a", ("a",)),
+        point("only:a/1", ("a",), "none"),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "use"),
+    [
+        ({}, "full"),
+        ({"MIDOG_USE": "only:a"}, "only:a"),
+        ({"MIDOG_USE": ""}, "full"),
+        ({"MIDOG_MEMBERS": "b, a"}, "full"),
+        ({"MIDOG_MEMBERS": "a"}, "only:a"),
+        ({"MIDOG_VIEWS": "1"}, "full/1"),
+        ({"MIDOG_MEMBERS": "a", "MIDOG_VIEWS": "1"}, "only:a/1"),
+        ({"MIDOG_USE": "full/1", "MIDOG_VIEWS": "1"}, "full/1"),
+    ],
+)
+def test_variables_translate_to_an_operating_point(environment, use):
+    assert choose_use(environment, POINTS) == use
+
+
+def test_looking_once_changes_nothing_where_one_view_is_all_there_is():
+    assert choose_use({"MIDOG_VIEWS": "1"}, {"full": point("full", ("a",), "none")}) == "full"
+
+
+def test_members_that_nobody_calibrated_cannot_be_chosen():
+    with pytest.raises(UsageError, match="only:a: a"):
+        choose_use({"MIDOG_MEMBERS": "b"}, POINTS)
