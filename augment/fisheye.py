@@ -36,7 +36,7 @@ def fisheye_map(
     """Where each output pixel reads from.
 
     With ρ the distance from the centre ((W−1)/2, (H−1)/2) as a share of the half-diagonal, the offset from the centre
-    is multiplied by (1 + k·ρ²)/(1 + k): the centre is magnified 1 + k times, corners stay, nothing is read from outside.
+    is multiplied by (1 + k·ρ²)/(1 + k): it magnifies the centre 1 + k times, keeps corners, reads nothing outside.
 
     Args:
         size: side, or (H, W), in pixels.

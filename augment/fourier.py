@@ -180,7 +180,7 @@ def natural_targets() -> tuple[TargetAmplitude, ...]:
 def folder_targets(path: Path | str, size: int = PATCH, beta_max: float = BETA_STORED) -> tuple[TargetAmplitude, ...]:
     """Amplitudes of the photographs below a folder, or of a file that `write_targets` made.
 
-    Images become RGB and are resized to `size` × `size` before the transform. Of more than 1,000 images 1,000 are taken,
+    Images become RGB and are resized to `size` × `size` before the transform. Of a larger folder 1,000 are taken,
     evenly over the sorted paths.
 
     Raises: DataError when the folder is absent or holds no image, or when files cannot be read (all are named).

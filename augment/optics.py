@@ -68,6 +68,7 @@ def blur(image: Patch, sigma: float) -> Patch:
 def compress(image: Patch, quality: int) -> Patch:
     """RGB uint8 image after JPEG at `quality` (1 to 100)."""
     done, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if done else None
+    if decoded is None:
         raise MidogError("OpenCV could not write a JPEG", "pip install --force-reinstall opencv-python-headless")
-    return np.asarray(cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)

@@ -113,7 +113,8 @@ def reinhard(image: Patch, mean: ArrayLike, std: ArrayLike) -> Patch:
     changed = ((_lab(image) - own_mean) * gain + mean).astype(np.float32)
     rgb = np.asarray(cv2.cvtColor(changed, cv2.COLOR_Lab2RGB)) * 255
     rgb[~tissue] = 0
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    changed_patch: Patch = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return changed_patch
 
 
 def _lab(image: Patch) -> NDArray[np.float32]:

@@ -192,7 +192,7 @@ class Journal:
 
     path: Path
     _kept: dict[str, list[tuple[list[float], float]]] = field(default_factory=dict)
-    _file: IO[str] | None = None
+    _file: IO[bytes] | None = None
 
     def trials(self, part: str) -> list[tuple[list[float], float]]:
         """(masses, log-loss) of the finished trials of one search, in order."""
@@ -203,8 +203,7 @@ class Journal:
         assert self._file is not None
         line = json.dumps({"part": part, "masses": masses.tolist(), "log_loss": value})
         try:
-            self._file.write(line + "\n")
-            self._file.flush()
+            self._file.write((line + "\n").encode("utf-8"))
         except OSError as error:
             raise MidogError(
                 f"cannot write {self.path}: {error.strerror or error}",
@@ -223,7 +222,8 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Iterator[Journal]:
     for line in kept[1:]:
         journal._kept.setdefault(str(line["part"]), []).append((list(line["masses"]), float(line["log_loss"])))
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-    with path.open("a", encoding="utf-8") as journal._file:
+    # Unbuffered: a line that did not fit on a full disk must not be tried again on closing.
+    with path.open("ab", buffering=0) as journal._file:
         yield journal
 
 

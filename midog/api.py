@@ -1,17 +1,16 @@
 """The daily commands as functions: what `import midog` offers and what the command line calls.
 
-    import midog
-    patches = midog.read_patches("AMi-Br", folds="grouped:5:0", hold_out=0.2)
-    run = midog.train_recipe("cpu-small", patches, "runs/cpu-small")
-    blend = midog.blend_runs("runs/cpu-small")
-    blend.write("blends/cpu-small")
-    bundle = midog.load_bundle("model.tar.gz", use="full")
-    result = bundle.predict(images, mpp=0.25)
+import midog
+patches = midog.read_patches("AMi-Br", folds="grouped:5:0", hold_out=0.2)
+run = midog.train_recipe("cpu-small", patches, "runs/cpu-small")
+blend = midog.blend_runs("runs/cpu-small")
+blend.write("blends/cpu-small")
+bundle = midog.load_bundle("model.tar.gz", use="full")
+result = bundle.predict(images, mpp=0.25)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +59,9 @@ def read_patches(
     return checked.with_table(table)
 
 
-def train_recipe(recipe: Path | str, patches: PatchTable | Checked | Path | str, run: Path | str, **options: Any) -> Run:
+def train_recipe(
+    recipe: Path | str, patches: PatchTable | Checked | Path | str, run: Path | str, **options: Any
+) -> Run:
     """Train every (member, fold) of a recipe that `run` still lacks. The same call twice continues or does nothing.
 
     Args:
@@ -130,5 +131,3 @@ def pack_bundle(blend: Path | str, out: Path | str) -> Path:
     from midog import bundle
 
     return bundle.pack(Path(blend), Path(out))
-
-

@@ -89,10 +89,9 @@ def preview(
     sets: SetOption = None,
 ) -> None:
     """Write a contact sheet: patches, and what a member's augmentation makes of them."""
-    from midog.training.launch import preview_augmentation
-
     from midog import api
     from midog.recipe import load_recipe
+    from midog.training.launch import preview_augmentation
 
     _wrote(preview_augmentation(load_recipe(recipe, sets or ()), api.as_table(patches), out, member))
 
@@ -105,7 +104,9 @@ def train(
     member: Annotated[list[str] | None, typer.Option(help="Only this member (repeatable).")] = None,
     fold: Annotated[list[int] | None, typer.Option(help="Only this fold (repeatable).")] = None,
     sets: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe and prove each member: two steps.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the recipe and prove each member: two steps.")
+    ] = False,
     pretrained: Pretrained = None,
     threads: Threads = None,
 ) -> None:
@@ -188,11 +189,9 @@ def blend(
     from midog.report.text import text_table
 
     folder = out or Path("blends") / Path(runs[0].split(":")[0]).name
-    result = api.blend_runs(
-        *runs, folder=folder, kind=kind, trials=trials, views=views, threshold=threshold, seed=seed
-    )
+    result = api.blend_runs(*runs, folder=folder, kind=kind, trials=trials, views=views, threshold=threshold, seed=seed)
     written = result.write(folder)
-    _show({"rows": result.table()}, text_table(result.table()), as_json)
+    _show({"rows": result.table()}, text_table([_short_row(row) for row in result.table(by_domain=False)]), as_json)
     _wrote(written, next_command=f"midog bundle {folder} -o model.tar.gz")
 
 
@@ -244,9 +243,8 @@ def predict(
     split: Annotated[str | None, typer.Option(help="Only this split of a patch table: train or test.")] = None,
 ) -> None:
     """Classify patches, in input order; `confidence` is the probability of atypical."""
-    from submission.predict import predict_what
-
     from midog import api
+    from submission.predict import predict_what
 
     if Path(what).suffix == ".gz" or Path(bundle).suffix == ".csv":
         raise UsageError("the arguments are swapped", f"midog predict {what} {bundle} -o {out}")
@@ -302,7 +300,9 @@ def bench(
 @app.command(rich_help_panel=LOOK)
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for everything it makes.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option(help="Fewer patches and epochs: proves the path, says nothing of quality.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Fewer patches and epochs: proves the path, says nothing of quality.")
+    ] = False,
 ) -> None:
     """The main job on real patches, in minutes: check, train, blend, bundle, challenge job, score, report."""
     from midog import demo as main_job
@@ -312,7 +312,7 @@ def demo(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit code: 0 fine, 1 check, 2 usage, 3 data, 4 weights, 5 contract."""
-    usage_error = typer.BadParameter.__mro__[1]  # typer keeps click's UsageError private
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]  # typer keeps click's UsageError private
     try:
         code = app(list(arguments), prog_name="midog", standalone_mode=False)
     except MidogError as error:
@@ -347,7 +347,11 @@ def _usage(error: Exception, arguments: Sequence[str]) -> str:
     """A usage error with the option or command that was meant."""
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     wrong = str(getattr(error, "option_name", ""))
-    words = [name for name in _command_names() if arguments and difflib.SequenceMatcher(None, name, arguments[0]).ratio() > 0.6]
+    words = [
+        name
+        for name in _command_names()
+        if arguments and difflib.SequenceMatcher(None, name, arguments[0]).ratio() > 0.6
+    ]
     fix = HABITS.get(wrong) or next((f"midog {name} --help" for name in words), "midog --help")
     return UsageError(message.rstrip("."), fix).render()
 
@@ -360,6 +364,21 @@ def _command_names() -> list[str]:
 def _swapped(recipe: str, patches: Path) -> None:
     if recipe.endswith(".csv") and not patches.suffix == ".csv":
         raise UsageError("the arguments are swapped", f"midog train {patches} {recipe}")
+
+
+def _short_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What fits a terminal of a blend's row; the page and --json have the rest, domains included."""
+    names = {
+        "name": "blend",
+        "n": "n",
+        "balanced_accuracy": "BA",
+        "balanced_accuracy_interval": "95 %",
+        "balanced_accuracy_in_sample": "in-sample",
+        "roc_auc": "AUROC",
+        "roc_auc_interval": "95 % ",
+        "log_loss": "log-loss",
+    }
+    return {title: row[key] for key, title in names.items()}
 
 
 def _show(content: Mapping[str, Any], text: str, as_json: bool) -> None:

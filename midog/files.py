@@ -127,13 +127,17 @@ def read_csv(path: Path | str) -> tuple[list[str], list[list[str]]]:
     except FileNotFoundError:
         raise DataError(f"no such file: {path}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a readable CSV file: {error}", "save it as UTF-8 text, comma separated") from error
+        raise DataError(
+            f"{path} is not a readable CSV file: {error}", "save it as UTF-8 text, comma separated"
+        ) from error
     if not lines:
         raise DataError(f"{path} is empty", "it needs a header line and one line per patch")
     header = lines[0][1]
     ragged = [f"row {number}: {len(row)} columns" for number, row in lines[1:] if len(row) != len(header)]
     if ragged:
-        raise DataError(f"{path}: rows that do not have the header's {len(header)} columns", "repair these rows", ragged)
+        raise DataError(
+            f"{path}: rows that do not have the header's {len(header)} columns", "repair these rows", ragged
+        )
     return header, [row for _, row in lines[1:]]
 
 

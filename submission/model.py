@@ -80,7 +80,7 @@ def points_have_one(use: str, points: Mapping[str, OperatingPoint]) -> bool:
 
 
 def banner(bundle: Bundle, model: Path) -> str:
-    """One line: versions, device, bundle and operating point. Imports what inference needs, so that it is timed apart."""
+    """One line: versions, device, bundle, operating point. Imports all that inference needs, to be timed apart."""
     import timm
     import torch
 

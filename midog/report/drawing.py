@@ -26,7 +26,7 @@ ATYPICAL, NORMAL, ACCENT = "#c9500c", "#1f6fb2", "#00805f"
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", ATYPICAL: "atypical", NORMAL: "normal", ACCENT: "accent"}
 
 WIDTH = 3.55
-"""Inches (341 CSS pixels): three drawings beside each other on a desk, one on a phone, text of the same size on both."""
+"""Inches (341 CSS pixels): three drawings in a row on a desk, one on a phone, text of one size on both."""
 SMALL, TEXT = 7.2, 8.0
 
 STYLE: dict[str, Any] = {
@@ -78,8 +78,9 @@ def sheet(label: str, width: float = WIDTH, height: float = 2.9) -> Iterator[She
     import matplotlib
     from matplotlib.figure import Figure
 
-    salt = hashlib.sha256(label.encode()).hexdigest()[:16]
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
+    style: Any = {**STYLE}  # matplotlib types the keys as literals
+    style["svg.hashsalt"] = hashlib.sha256(label.encode()).hexdigest()[:16]
+    with matplotlib.rc_context(style):
         drawn = Sheet(Figure(figsize=(width, height), layout="constrained"))
         yield drawn
         text = io.StringIO()
@@ -95,7 +96,7 @@ def inline(svg: str, label: str) -> str:
     used = set(re.findall(r"#([\w.:-]+)[\")]", svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
-    svg = svg.replace("rotate(-0 ", "rotate(0 ").replace("−", "-")
+    svg = svg.replace("rotate(-0 ", "rotate(0 ")
     svg = re.sub(r' transform="rotate\(0 [^)]*\)"', "", svg)
     for colour, name in VARIABLES.items():
         svg = re.sub(f"{colour}(?![0-9a-f])", f"var(--{name}, {colour})", svg)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Z95 = 1.959963984540054
-SHORT = 18
+SHORT = 24
 """Characters of a name that fit beside a small plot."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of `interval_plot`: a value with its interval, and a second value drawn as a hollow ring."""
+    """One row of `interval_plot`: a value with its interval, and an `other` value drawn as a larger ring around it."""
 
     name: str
     value: float | None
@@ -33,6 +33,7 @@ class Dot:
     other: float | None = None
     strong: bool = False
     faint: bool = False
+    hollow: bool = False
 
 
 def short(name: str, length: int = SHORT) -> str:
@@ -98,7 +99,7 @@ def _dot(axes: Axes, at: int, row: Dot) -> None:
         axes.plot([row.low, row.high], [at, at], color=colour, lw=2.0 if row.strong else 1.2)
     if row.other is not None:
         axes.plot([row.other], [at], "o", mfc="none", mec=MUTED, mew=0.9, ms=5.2)
-    filled: dict[str, Any] = {"mfc": "none"} if row.faint else {"mfc": colour}
+    filled: dict[str, Any] = {"mfc": "none"} if row.hollow else {"mfc": colour}
     axes.plot([row.value], [at], "o", mec=colour, ms=5.0 if row.strong else 4.0, mew=0.9, **filled)
 
 
@@ -134,7 +135,9 @@ def roc(
         lines += [("each member (thin)", MUTED, "normal")] if others else []
         if point is not None:
             axes.plot(*point, "o", color=INK, ms=5)
-            lines.append((f"●  sensitivity {cell_text(point[1])}, specificity {cell_text(1 - point[0])}", INK, "normal"))
+            lines.append(
+                (f"●  sensitivity {cell_text(point[1])}, specificity {cell_text(1 - point[0])}", INK, "normal")
+            )
         for at, (text, colour, weight) in enumerate(reversed(lines)):
             axes.text(1, 0.04 + 0.07 * at, text, fontsize=SMALL, color=colour, fontweight=weight, ha="right")
         axes.set_xlim(-0.01, 1.01)
@@ -156,7 +159,9 @@ def reliability(label: ArrayLike, confidence: ArrayLike, bins: int = 10) -> str:
     with sheet("reliability: share of atypical patches against confidence", WIDTH, 3.2) as drawn:
         axes, below = drawn.figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
         axes.plot([0, 1], [0, 1], color=MUTED, lw=0.8, ls=(0, (2, 2)))
-        axes.text(0.03, 0.93, "above the dotted line: too cautious\nbelow it: too sure", fontsize=SMALL, color=MUTED, va="top")
+        axes.text(
+            0.03, 0.93, "above the dotted line: too cautious\nbelow it: too sure", fontsize=SMALL, color=MUTED, va="top"
+        )
         for at in np.flatnonzero(counts):
             low, high = wilson(found[at], counts[at])
             axes.plot([mean[at], mean[at]], [low, high], color=ACCENT, lw=1.2)
@@ -175,7 +180,9 @@ def reliability(label: ArrayLike, confidence: ArrayLike, bins: int = 10) -> str:
         below.set_xlim(-0.01, 1.01)
         below.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
         below.set_ylabel("patches")
-        below.text(0.98, 0.97, "atypical", transform=below.transAxes, fontsize=SMALL, color=ATYPICAL, ha="right", va="top")
+        below.text(
+            0.98, 0.97, "atypical", transform=below.transAxes, fontsize=SMALL, color=ATYPICAL, ha="right", va="top"
+        )
         below.text(0.98, 0.69, "normal", transform=below.transAxes, fontsize=SMALL, color=NORMAL, ha="right", va="top")
         below.set_xlabel("confidence  (probability of atypical)")
     return drawn.svg
@@ -254,13 +261,31 @@ def correlation(names: Sequence[str], matrix: ArrayLike) -> str:
             for column in range(row):
                 value = float(r[row, column])
                 strength = 0.08 + 0.5 * max(value - floor, 0) / max(1 - floor, 1e-9) if math.isfinite(value) else 0.0
-                axes.fill([column, column + 1, column + 1, column], [row, row, row + 1, row + 1], color=ACCENT, alpha=strength, lw=0)
+                axes.fill(
+                    [column, column + 1, column + 1, column],
+                    [row, row, row + 1, row + 1],
+                    color=ACCENT,
+                    alpha=strength,
+                    lw=0,
+                )
                 text = cell_text(round(value, 2)).removesuffix("0") if math.isfinite(value) else "–"
-                axes.text(column + 0.5, row + 0.5, f"{value:.2f}".replace("0.", ".", 1) if text != "–" else text, fontsize=SMALL, ha="center", va="center")
+                axes.text(
+                    column + 0.5,
+                    row + 0.5,
+                    f"{value:.2f}".replace("0.", ".", 1) if text != "–" else text,
+                    fontsize=SMALL,
+                    ha="center",
+                    va="center",
+                )
         axes.set_xlim(0, max(m - 1, 1))
         axes.set_ylim(m, 1)
         axes.set_yticks(np.arange(1, m) + 0.5, [short(name) for name in names[1:]])
-        axes.set_xticks(np.arange(m - 1) + 0.5, [short(name, 12) for name in names[:-1]], rotation=30 if m > 3 else 0, ha="right" if m > 3 else "center")
+        axes.set_xticks(
+            np.arange(m - 1) + 0.5,
+            [short(name, 14) for name in names[:-1]],
+            rotation=30 if m > 3 else 0,
+            ha="right" if m > 3 else "center",
+        )
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[["left", "bottom"]].set_visible(False)
     return drawn.svg

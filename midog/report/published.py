@@ -9,15 +9,14 @@ AMIBR = "AMi-Br, fixed split"
 
 PROTOCOLS = {
     CHALLENGE: (
-        "3,800 patches (646 atypical) of 12 tumour types that no participant has seen, each entry scored once by the "
-        "organisers at the threshold it shipped with; ensembles, views and further training data were allowed. The "
-        "standard error of balanced accuracy there is about .007."
+        "3,800 hidden patches (646 atypical) of 12 tumour types, each entry as a whole at the threshold it shipped "
+        "with: ensembles and averaged views are among them. The standard error of balanced accuracy there is about .007."
     ),
     AMIBR: (
-        "Trained on the 2,894 training patches of AMi-Br alone in five folds by slide; each fold's single model is scored on "
-        "the same test set at threshold 0.5 and the mean of the five is reported: no ensemble, no views, no tuned "
-        "threshold. Test sets: AMi-Br 826 patches, AtNorM-Br 746, AtNorM-MD 2,107. The sampling error of balanced "
-        "accuracy on 826 patches is about .016."
+        "Trained on the 2,894 training patches of AMi-Br alone in five folds by slide; each fold's single model is "
+        "scored on the same test set at threshold 0.5 and the mean of the five is reported: no ensemble, no views, no "
+        "tuned threshold. Test sets: AMi-Br 826 patches, AtNorM-Br 746, AtNorM-MD 2,107. The sampling error of "
+        "balanced accuracy on 826 patches is about .016."
     ),
 }
 SOURCES = {CHALLENGE: "leaderboard and methods of MIDOG 2025", AMIBR: "arXiv 2506.21444"}
@@ -56,7 +55,13 @@ def published_table() -> list[dict[str, Any]]:
 
 
 def _row(
-    benchmark: str, rank: str, method: str, accuracy: float, auroc: float, br: float | None = None, md: float | None = None
+    benchmark: str,
+    rank: str,
+    method: str,
+    accuracy: float,
+    auroc: float,
+    br: float | None = None,
+    md: float | None = None,
 ) -> dict[str, Any]:
     return {
         "benchmark": benchmark,

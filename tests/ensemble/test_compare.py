@@ -9,6 +9,7 @@ import pytest
 
 from ensemble.compare import Comparison, compare, load_scored
 from ensemble.crossfit import BlendSettings, blend_runs
+from ensemble.oof import align
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.files import write_csv
@@ -76,10 +77,12 @@ def test_by_group(two: tuple[Path, Path, Path]) -> None:
 
 def test_a_run_is_scored_by_the_mean_logit_of_its_members(run: Path) -> None:
     scored = load_scored(run)
-    member = load_scored(f"{run}:good")
-    assert len(scored.table) == 300 and not np.array_equal(scored.logit, member.logit)
+    columns = align([run]).views("none")
+    np.testing.assert_allclose(scored.logit, columns.mean(axis=1))
+    assert np.array_equal(load_scored(f"{run}:good").logit, columns[:, 0])
     y = scored.table.labels
-    assert scores(y, member.confidence, member.predicted).roc_auc > 0.8
+    assert scores(y, scored.confidence, scored.predicted).roc_auc > 0.8
+    assert scored.confidence.mean() == pytest.approx(y.mean(), abs=0.02)
 
 
 def test_a_blend_is_scored_by_its_cross_fitted_predictions(run: Path, tmp_path: Path) -> None:
@@ -97,10 +100,8 @@ def test_prediction_tables_with_a_truth(run: Path, tmp_path: Path, table: PatchT
 
     def predictions(name: str, signal: float) -> Path:
         z = (2.0 * table.labels - 1) * signal + rng.normal(size=len(table))
-        rows = [
-            (i, v, 1 / (1 + np.exp(-v)), "atypical" if v >= 0 else "normal")
-            for i, v in zip(table.ids, z.tolist(), strict=True)
-        ]
+        words = np.where(z >= 0, "atypical", "normal").tolist()
+        rows = zip(table.ids, z.tolist(), (1 / (1 + np.exp(-z))).tolist(), words, strict=True)
         return write_csv(tmp_path / name, ("patch_id", "logit", "confidence", "class"), rows)
 
     a, b = predictions("a.csv", 1.5), predictions("b.csv", 0.5)
@@ -144,7 +145,7 @@ def test_contradicting_truth_is_an_error(
 ) -> None:
     turned = table.with_patches(replace(p, label=1 - p.label) if p.patch_id == "set/0007" else p for p in table)
     other = make.run(tmp_path / "runs" / "t", turned, {"net": make.logits(table, 1.0, 1)})
-    with pytest.raises(DataError, match="set/0007: label 0 in A, 1 in B|set/0007: label 1 in A, 0 in B"):
+    with pytest.raises(DataError, match=r"set/0007: label \d in A, \d in B"):
         compare(two[0], other)
 
 

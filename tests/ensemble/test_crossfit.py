@@ -40,18 +40,15 @@ def test_tuned_weights_beat_equal_ones_where_a_member_knows_nothing(run: Path) -
 
 def test_weights_fall_back_to_equal_where_members_cannot_be_told_apart(make: Any, tmp_path: Path) -> None:
     """Equally good members: what the search finds is noise, and most of it is shrunk away."""
-    distance = {"searched": [], "shipped": []}
-    for seed in range(6):
+    distance = []
+    for seed in range(4):
         table = make.table(tmp_path, n=200, cases=20, seed=seed)
         oof = stacked(table, *(make.logits(table, 0.7, 10 * seed + i) for i in range(5)))
         fit = blend_oof(oof, BlendSettings(trials=200)).full
-        shipped = np.abs(fit.weights["tuned"] - 0.2).sum()
-        distance["shipped"].append(shipped)
-        if fit.strength:
-            distance["searched"].append(shipped / fit.strength)
+        distance.append(np.abs(fit.weights["tuned"] - 0.2).sum())
         losses = np.array(fit.strength_losses)
         assert fit.strength == (0.0, 0.25, 0.5, 0.75, 1.0)[int(losses.argmin())]
-    assert np.median(distance["shipped"]) < 0.15
+    assert np.median(distance) < 0.15
 
 
 @pytest.mark.parametrize("kind", ["tuned", "equal", "stack"])
@@ -198,7 +195,7 @@ def test_the_same_seed_gives_the_same_blend(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "blends" / "two"
     blend_runs([run], FEW, folder)
     lines = (folder / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
-    for kept in (1, 45, 200):
+    for kept in (1, 200):
         (folder / JOURNAL_FILE).write_bytes(b"".join(lines[:kept]))
         assert blend_runs([run], FEW, folder).write(folder).read_bytes() == one
         assert (folder / JOURNAL_FILE).read_bytes() == b"".join(lines)
@@ -207,16 +204,16 @@ def test_the_same_seed_gives_the_same_blend(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_blend_ends_in_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    settings = BlendSettings(trials=3000)
+    settings = BlendSettings(trials=1000)
     folder = tmp_path / "blends" / "killed"
     code = (
         "import sys; from ensemble.crossfit import *\n"
-        "blend_runs([sys.argv[1]], BlendSettings(trials=3000), sys.argv[2]).write(sys.argv[2])"
+        "blend_runs([sys.argv[1]], BlendSettings(trials=1000), sys.argv[2]).write(sys.argv[2])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(run), str(folder)])
     journal = folder / JOURNAL_FILE
     deadline = time.monotonic() + 60
-    while not (journal.is_file() and journal.stat().st_size > 20_000) and time.monotonic() < deadline:
+    while not (journal.is_file() and journal.stat().st_size > 10_000) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.search import SimplexSampler, objective, open_journal, propose, search
-from midog.errors import DataError
+from ensemble.search import Journal, SimplexSampler, objective, open_journal, propose, search
+from midog.errors import DataError, MidogError
 
 
 def draw(n: int, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -111,6 +111,14 @@ def test_a_journal_of_other_data_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b"\x00\xffnot a journal\n")
     with open_journal(tmp_path / "t.jsonl", {"data": 2}) as journal:
         assert journal.trials("all") == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_a_problem_with_a_fix() -> None:
+    z, y, names = draw(100, 3)
+    full = Path("/dev/full")
+    with pytest.raises(MidogError, match="free some space"), full.open("ab", buffering=0) as file:
+        search(z, y, names, trials=5, journal=Journal(full, _file=file))
 
 
 def test_the_sampler_needs_nothing_but_seed_number_and_history() -> None:

@@ -1,0 +1,164 @@
+"""Findings of a blend folder. Its own files give the scores; the runs behind it, where they still are, the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.blend import Blend, BlendMember, read_blend
+from ensemble.calibrate import threshold_curve
+from ensemble.oof import OofSet, align
+from ensemble.predictions import EVERYTHING, Scored, read_scored
+from ensemble.result import OOF_BLEND_FILE
+from midog.data.patches import PatchTable
+from midog.errors import MidogError
+from midog.metrics import Interval, Scores
+from midog.report.findings import (
+    Findings,
+    Floats,
+    MemberFacts,
+    Predictions,
+    ScoreRow,
+    distinct,
+    domain_rows,
+    provenance_rows,
+    score_row,
+)
+from midog.report.from_run import member_facts
+from midog.run import open_run, sigmoid
+
+HOW = (
+    "Cross-fitted by case: weights, shift, temperature and threshold are fitted on four fifths of the cases and "
+    "applied to the fifth they never saw, five times. The logits themselves are out of fold."
+)
+
+
+def blend_findings(folder: Path | str) -> Findings:
+    """Gather what a blend folder (or its blend.json) holds."""
+    folder = Path(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    blend = read_blend(folder)
+    scored = read_scored(folder / OOF_BLEND_FILE)
+    notes: list[str] = []
+    oof = _align(blend, notes)
+    predictions = _predictions(blend, scored, oof)
+    members = tuple(_member(member, at, oof, blend, scored.table, notes) for at, member in enumerate(blend.members))
+    kind = str(blend.content.get("settings", {}).get("kind", "blend"))
+    rows = _score_rows(blend, EVERYTHING) or (
+        score_row(kind, predictions.table, predictions.confidence, predictions.predicted),
+    )
+    return Findings(
+        kind="blend",
+        name=folder.resolve().name,
+        what=_what(blend, kind),
+        how_scored=HOW,
+        chosen=kind,
+        predictions=predictions,
+        rows=rows,
+        domains=domain_rows(predictions),
+        members=members,
+        weights={name: dict(values) for name, values in blend.content.get("weights", {}).items()},
+        weight_fits=tuple(dict(fit["weights"]) for fit in blend.content.get("cross_fit", {}).get("fits", ())),
+        strength=blend.content.get("shrinkage", {}).get("strength"),
+        provenance=_provenance(blend),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _what(blend: Blend, kind: str) -> str:
+    words = {"tuned": "A tuned blend", "equal": "An equal-weight blend", "stack": "A stacked blend"}
+    members = f"{len(blend.members)} member{'s' if len(blend.members) > 1 else ''}"
+    views = {"none": "one view", "rot4": "four rotations", "d4": "eight views"}[blend.point("full").views]
+    return f"{words.get(kind, 'A blend')} of {members}, {views} per patch, scored on cases it was not fitted on."
+
+
+def _align(blend: Blend, notes: list[str]) -> OofSet | None:
+    """The members' logits, None where the runs have moved or changed."""
+    try:
+        return align([f"{member.run}:{member.member}" for member in blend.members])
+    except MidogError as error:
+        notes.append(f"The runs behind this blend could not be read, so members' curves are left out: {error.problem}.")
+        return None
+
+
+def _predictions(blend: Blend, scored: Scored, oof: OofSet | None) -> Predictions:
+    """The cross-fitted predictions, with the run's own patch table where it is at hand (image paths, votes)."""
+    table = scored.table
+    if oof is not None:
+        place = {patch.patch_id: patch for patch in oof.table}
+        if all(patch_id in place for patch_id in table.ids):
+            table = PatchTable(tuple(place[patch_id] for patch_id in table.ids), oof.table.root)
+    threshold = blend.point("full").threshold
+    return Predictions(table, scored.confidence, scored.predicted, threshold, _smooth(scored))
+
+
+def _smooth(scored: Scored) -> tuple[Floats, Floats] | None:
+    """The smoothed curve on cross-fitted confidences, None where a class is absent."""
+    p = np.clip(scored.confidence, 1e-12, 1 - 1e-12)
+    try:
+        curve = threshold_curve(np.log(p / (1 - p)), scored.table.labels)
+    except MidogError:
+        return None
+    return sigmoid(curve.threshold), curve.balanced_accuracy
+
+
+def _member(
+    member: BlendMember, at: int, oof: OofSet | None, blend: Blend, table: PatchTable, notes: list[str]
+) -> MemberFacts:
+    logits = None if oof is None else _column(oof, at, blend.point("full").views, table.ids)
+    network = member.network
+    backbone = network.get("backbone", "")
+    found = MemberFacts(
+        name=member.name,
+        backbone=str(backbone.get("name", "") if isinstance(backbone, Mapping) else backbone),
+        random=network.get("pretrained") == "random",
+        epochs=1,
+        loss="loss",
+    )
+    try:
+        known = member_facts(open_run(member.run), member.member, notes)
+        backbone = found.backbone or known.backbone
+        return MemberFacts(
+            member.name, backbone, found.random or known.random, known.epochs, known.loss, known.folds, logits
+        )
+    except (MidogError, KeyError, StopIteration):
+        return found
+
+
+def _column(oof: OofSet, at: int, views: str, ids: tuple[str, ...]) -> NDArray[np.float64] | None:
+    """A member's logits in the order of `ids`."""
+    place = {patch_id: row for row, patch_id in enumerate(oof.ids)}
+    if not all(patch_id in place for patch_id in ids):
+        return None
+    return oof.views(views)[[place[patch_id] for patch_id in ids], at]
+
+
+def _score_rows(blend: Blend, group: str) -> tuple[ScoreRow, ...]:
+    """The rows of blend.json for one group: each member, then equal, tuned and stack."""
+    rows = []
+    for entry in blend.content.get("scores", ()):
+        if entry["group"] == group:
+            own, seen = entry["cross_fitted"], entry["in_sample"]
+            intervals = {name: Interval(**value) for name, value in own.get("intervals", {}).items()}
+            at_zero = own.get("balanced_accuracy_at_logit_0")
+            rows.append(ScoreRow(entry["name"], _scores(own), intervals, _scores(seen), at_zero))
+    return tuple(rows)
+
+
+def _scores(entry: Mapping[str, Any]) -> Scores:
+    return Scores(**{name: entry[name] for name in Scores.__dataclass_fields__})
+
+
+def _provenance(blend: Blend) -> tuple[tuple[str, str], ...]:
+    content, settings = blend.content, blend.content.get("settings", {})
+    own = dict(content.get("provenance", {}))
+    runs = own.pop("runs", {})
+    rows = [("blend", ", ".join(f"{key} {value}" for key, value in settings.items()))] if settings else []
+    rows += provenance_rows({**content, **own, "seed": settings.get("seed")})
+    for name, manifest in runs.items():
+        rows += provenance_rows(manifest, f"run {name}")
+    return distinct(rows)

@@ -1,0 +1,160 @@
+"""The command line: a participant's six commands on drawn patches, what goes wrong with them, and how they look."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from midog.cli import run
+from midog.data.synthetic import draw
+from midog.files import sha256_file
+
+SMALL = ("--set", "each.image.size=32", "--set", "each.training.epochs=1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A participant's folder with drawn patches, where the first four commands were typed."""
+    folder = tmp_path_factory.mktemp("home")
+    draw(folder / "drawn", cases=24, per_case=4)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        check = ["check", "drawn", "-o", "patches.csv", "--folds", "grouped:2:0", "--hold-out", "0.25"]
+        assert run(check) == 0
+        assert run(["train", "smoke", "patches.csv", "-o", "runs/smoke", *SMALL]) == 0
+        assert run(["blend", "runs/smoke", "-o", "blends/smoke", "--trials", "20"]) == 0
+        assert run(["bundle", "blends/smoke", "-o", "model.tar.gz"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def test_the_last_two_commands_score_the_held_out_cases(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", "model.tar.gz", "patches.csv", "-o", "out.csv", "--split", "test"]) == 0
+    with Path("out.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert list(rows[0]) == ["patch_id", "logit", "confidence", "class"]
+    capsys.readouterr()
+    assert run(["evaluate", "out.csv", "patches.csv", "--split", "test", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["aggregates"]
+    right = {"atypical": [0, 0], "normal": [0, 0]}
+    with Path("patches.csv").open() as handle:
+        truth = {row["patch_id"]: row["label"] for row in csv.DictReader(handle) if row["split"] == "test"}
+    assert set(truth) == {row["patch_id"] for row in rows}
+    for row in rows:
+        label = {"1": "atypical", "0": "normal"}.get(truth[row["patch_id"]], truth[row["patch_id"]])
+        right[label][0] += row["class"] == label
+        right[label][1] += 1
+    shares = [hit / n for hit, n in right.values()]
+    assert metrics["overall_balanced_accuracy"] == pytest.approx(sum(shares) / 2)
+
+
+def test_training_patches_are_recognised(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", "model.tar.gz", "patches.csv", "-o", "all.csv"]) == 0
+    run(["evaluate", "all.csv", "patches.csv"])
+    assert "seen in training" in capsys.readouterr().out
+
+
+def test_the_same_commands_again_change_nothing(at_home: Path) -> None:
+    model = Path("runs/smoke/vit/fold_0/model.safetensors")
+    before = sha256_file(model), sha256_file("model.tar.gz")
+    assert run(["train", "smoke", "patches.csv", "-o", "runs/smoke", *SMALL]) == 0
+    assert run(["blend", "runs/smoke", "-o", "blends/smoke", "--trials", "20"]) == 0
+    assert run(["bundle", "blends/smoke", "-o", "model.tar.gz"]) == 0
+    assert (sha256_file(model), sha256_file("model.tar.gz")) == before
+
+
+def test_status_compare_and_report(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "runs/smoke", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["member"] for row in rows] == ["vit", "convnext"] and rows[0]["n"] == 72
+    assert run(["status"]) == 0
+    assert run(["compare", "runs/smoke:vit", "runs/smoke:vit"]) == 0
+    assert "noise" in capsys.readouterr().out
+    assert run(["report", "blends/smoke"]) == 0
+    assert "<html" in Path("blends/smoke/report.html").read_text(encoding="utf-8")
+
+
+def test_a_changed_recipe_is_refused_for_a_run_that_exists(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = [*SMALL, "--set", "members.vit.training.lr=0.5"]
+    assert run(["train", "smoke", "patches.csv", "-o", "runs/smoke", *changed]) == 2
+    assert "training.lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "says"),
+    [
+        (["trian"], 2, "midog train --help"),
+        (["train", "smoke", "patches.csv", "--lr", "1"], 2, "--set each.training.lr="),
+        (["train", "smoke", "patches.csv", "--resume"], 2, "repeat the same command"),
+        (["train", "smok", "patches.csv"], 2, "smoke"),
+        (["train", "patches.csv", "recipe.yaml"], 2, "swapped"),
+        (["predict", "patches.csv", "model.tar.gz", "-o", "out.csv"], 2, "swapped"),
+        (["predict", "model.tar.gz", "patches.csv", "-o", "o.csv", "--use", "ful"], 2, "full"),
+        (["check", "nowhere"], 3, "nowhere"),
+        (["bundle", "nowhere"], 3, "nowhere"),
+        (["evaluate", "nowhere.csv", "patches.csv"], 3, "nowhere.csv"),
+    ],
+)
+def test_a_mistake_gets_its_fix_and_its_exit_code(
+    at_home: Path, capsys: pytest.CaptureFixture[str], typed: list[str], code: int, says: str
+) -> None:
+    assert run(typed) == code
+    error = capsys.readouterr().err
+    assert (says in error and "fix:" in error) or (code == 3 and says in error)
+
+
+def test_a_check_that_finds_problems_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.csv").write_text("path,label\nabsent.png,atypical\n")
+    assert run(["check", str(tmp_path / "bad.csv"), "-o", str(tmp_path / "patches.csv")]) == 1
+    assert "missing" in capsys.readouterr().out
+    assert not (tmp_path / "patches.csv").exists()
+
+
+def test_help_is_quick_and_grouped() -> None:
+    command = [sys.executable, "-m", "midog", "--help"]
+    subprocess.run(command, capture_output=True, check=True)
+    seconds = []
+    for _ in range(3):
+        began = os.times().children_user + os.times().children_system
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds.append(os.times().children_user + os.times().children_system - began)
+    assert min(seconds) < 0.4  # processor seconds, so that other load does not count
+    places = [text.index(f"│ {name} ") for name in ("check", "train", "blend", "bundle")]
+    assert places == sorted(places)
+
+
+def test_a_folder_of_ones_own_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "augment").mkdir()
+    (tmp_path / "augment" / "__init__.py").write_text("raise SystemExit('the wrong augment')\n")
+    code = "import sys; sys.argv = ['midog', 'recipes', 'list']; import runpy; runpy.run_module('midog', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "the wrong augment" not in done.stderr and "cpu-small" in done.stdout
+
+
+def test_python_offers_the_same(at_home: Path) -> None:
+    import numpy as np
+
+    import midog
+
+    bundle = midog.load_bundle("model.tar.gz", use="full")
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    result = bundle.predict(images, mpp=0.25)
+    rows = result.table()
+    assert len(rows) == 3 and all(0 <= row["confidence"] <= 1 for row in rows)
+    assert midog.open_run("runs/smoke").oof("vit").logits.shape[1] == 8
+    with pytest.raises(AttributeError, match="load_bundle"):
+        _ = midog.no_such_name
