@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All differences between two results; `left_out` counts patches that only A, only B has."""
+    """All differences between two results; `left_out` counts patches that only A, only B has.
+
+    `drawn` says what the bootstrap drew: "cases", or "folds and cases" for two out-of-fold results of the same folds.
+    """
 
     a: str
     b: str
     differences: tuple[Difference, ...]
     left_out: tuple[int, int]
+    drawn: str
 
     @property
     def verdict(self) -> str:
@@ -89,6 +93,8 @@ def compare(
 
     Runs and members are scored out of fold with one view, shift, temperature and threshold cross-fitted by case;
     blends by their own cross-fitted predictions; prediction tables as they are, with the labels of `truth`.
+    Where both are out of fold with the same folds, folds are drawn before cases, so that the luck of training one
+    fold model is part of the spread: two seeds of one recipe differ by more than the choice of cases explains.
     Only patches that both have are compared. `by` (domain, tumour, scanner or laboratory) adds each group.
 
     Raises: UsageError for an unknown group or member; DataError where the two share no patch or disagree on truth.
@@ -99,7 +105,8 @@ def compare(
     if by is not None:
         words = left.groups(by).astype(str)
         found += _differences(left, right, {str(word): words == word for word in np.unique(words)}, n, seed)
-    return Comparison(first.name, second.name, tuple(found), left_out)
+    drawn = "cases" if _shared_folds(left, right) is None else "folds and cases"
+    return Comparison(first.name, second.name, tuple(found), left_out, drawn)
 
 
 def load_scored(spec: str | Path, truth: str | Path | None = None) -> Scored:
@@ -117,7 +124,7 @@ def load_scored(spec: str | Path, truth: str | Path | None = None) -> Scored:
 
 
 def _named(name: str, scored: Scored) -> Scored:
-    return Scored(name, scored.table, scored.logit, scored.confidence, scored.predicted)
+    return replace(scored, name=name)
 
 
 def _score_run(spec: str) -> Scored:
@@ -134,7 +141,7 @@ def _score_run(spec: str) -> Scored:
         logit[held] = combine(point, z[held])
         p[held] = confidence(point, logit[held])
         called[held] = decide(point, p[held])
-    return Scored(spec, oof.table, logit, p, called)
+    return Scored(spec, oof.table, logit, p, called, oof.folds)
 
 
 def _paired(a: Scored, b: Scored) -> tuple[Scored, Scored, tuple[int, int]]:
@@ -161,18 +168,31 @@ def _paired(a: Scored, b: Scored) -> tuple[Scored, Scored, tuple[int, int]]:
 
 def _subset(scored: Scored, rows: NDArray[np.int64]) -> Scored:
     return Scored(
-        scored.name, scored.table.subset(rows), scored.logit[rows], scored.confidence[rows], scored.predicted[rows]
+        scored.name,
+        scored.table.subset(rows),
+        scored.logit[rows],
+        scored.confidence[rows],
+        scored.predicted[rows],
+        None if scored.folds is None else scored.folds[rows],
     )
+
+
+def _shared_folds(a: Scored, b: Scored) -> NDArray[np.int32] | None:
+    """The folds of two out-of-fold results, where they are the same."""
+    if a.folds is None or b.folds is None or not np.array_equal(a.folds, b.folds):
+        return None
+    return a.folds
 
 
 def _differences(a: Scored, b: Scored, masks: dict[str, NDArray[np.bool_]], n: int, seed: int) -> list[Difference]:
     level = 1 - (1 - LEVEL) / (len(METRICS) * len(masks))
-    y, case = a.table.labels, a.table.column("case")
+    y, case, folds = a.table.labels, a.table.column("case"), _shared_folds(a, b)
     found: list[Difference] = []
     for group, rows in masks.items():
         both = [(s.confidence[rows], s.predicted[rows]) for s in (a, b)]
         scored = [scores(y[rows], *pair) for pair in both]
-        draws = [replicates(y[rows], *pair, case[rows], METRICS, n, seed) for pair in both]
+        fold = None if folds is None else folds[rows]
+        draws = [replicates(y[rows], *pair, case[rows], METRICS, n, seed, fold) for pair in both]
         for metric in METRICS:
             interval = percentile_interval(draws[1][metric] - draws[0][metric], level)
             found.append(_difference(group, metric, scored, interval))

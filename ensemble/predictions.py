@@ -16,6 +16,7 @@ from midog.files import read_csv, write_csv
 GROUPS = ("domain", "tumour", "scanner", "laboratory")
 HEADER = ("patch_id", "logit", "confidence", "class")
 TRUTH = ("label", "case", *GROUPS)
+FOLD = "fold"
 CLASSES = ("normal", "atypical")
 EVERYTHING = "all"
 UNKNOWN = "(unknown)"
@@ -23,13 +24,17 @@ UNKNOWN = "(unknown)"
 
 @dataclass(frozen=True)
 class Scored:
-    """Predictions and truth: `logit` (n,) before calibration, `confidence` (n,) P(atypical), `predicted` (n,) bool."""
+    """Predictions and truth: `logit` (n,) before calibration, `confidence` (n,) P(atypical), `predicted` (n,) bool.
+
+    `folds` (n,), where the predictions are out of fold: the fold model that made each.
+    """
 
     name: str
     table: PatchTable
     logit: NDArray[np.float64]
     confidence: NDArray[np.float64]
     predicted: NDArray[np.bool_]
+    folds: NDArray[np.int32] | None = None
 
     def groups(self, by: str) -> NDArray[np.object_]:
         return group_words(self.table, by)
@@ -44,15 +49,16 @@ def group_words(table: PatchTable, by: str) -> NDArray[np.object_]:
 
 
 def write_scored(path: Path, scored: Scored) -> Path:
-    """Write `patch_id,logit,confidence,class`, then the truth: label, case, domain, tumour, scanner, laboratory."""
+    """Write `patch_id,logit,confidence,class`, then label, case, domain, tumour, scanner, laboratory, and fold."""
     columns = [
         scored.table.ids,
         scored.logit.tolist(),
         scored.confidence.tolist(),
         [CLASSES[int(flag)] for flag in scored.predicted],
         *(scored.table.column(name) for name in TRUTH),
+        [""] * len(scored.table) if scored.folds is None else scored.folds.tolist(),
     ]
-    return write_csv(path, (*HEADER, *TRUTH), zip(*columns, strict=True))
+    return write_csv(path, (*HEADER, *TRUTH, FOLD), zip(*columns, strict=True))
 
 
 def read_scored(path: Path | str, truth: Path | str | None = None) -> Scored:
@@ -79,7 +85,8 @@ def read_scored(path: Path | str, truth: Path | str | None = None) -> Scored:
         raise DataError(f"{path} cannot be scored", "repeat `midog predict` on all patches of the truth", problems)
     values = [found[patch_id] for patch_id in table.ids]
     logit, confidence, predicted = (np.array(column) for column in zip(*values, strict=True))
-    return Scored(str(path), table, logit, confidence, predicted.astype(np.bool_))
+    folds = table.folds if truth is None and (table.folds >= 0).all() else None
+    return Scored(str(path), table, logit, confidence, predicted.astype(np.bool_), folds)
 
 
 def _parse(header: list[str], rows: list[list[str]]) -> tuple[dict[str, tuple[float, float, bool]], list[str]]:
@@ -117,7 +124,8 @@ def _own_truth(path: Path, header: list[str], rows: list[list[str]]) -> PatchTab
             label = parse_label(cells["label"])
         except ValueError as error:
             raise DataError(f"{path} row {number}: {error}") from None
-        truth = Patch(cells["patch_id"], cells["patch_id"], label)
+        fold = cells.get(FOLD, "")
+        truth = Patch(cells["patch_id"], cells["patch_id"], label, fold=int(fold) if fold.isdigit() else None)
         case, domain, tumour, scanner, laboratory = (cells.get(name, "") for name in TRUTH[1:])
         patches.append(replace(truth, case=case, domain=domain, tumour=tumour, scanner=scanner, laboratory=laboratory))
     return _labelled(PatchTable(tuple(patches), path.absolute().parent))

@@ -125,7 +125,7 @@ class BlendResult:
         if chosen not in self.cross_fitted:
             raise unknown("member or kind", chosen, self.cross_fitted)
         value = self.cross_fitted[chosen]
-        return Scored(chosen, self.oof.table, value.logit, value.confidence, value.predicted)
+        return Scored(chosen, self.oof.table, value.logit, value.confidence, value.predicted, self.oof.folds)
 
     def write(self, folder: Path | str) -> Path:
         """Write oof_blend.csv (cross-fitted predictions with their truth) and, last, blend.json; returns its path.

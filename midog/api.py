@@ -126,8 +126,11 @@ def load_bundle(path: Path | str, use: str = "full") -> Bundle:
     return bundle.open_bundle(path, use=use)
 
 
-def pack_bundle(blend: Path | str, out: Path | str) -> Path:
-    """Write the bundle of a blend: everything inference needs, byte-identical when repeated."""
+def pack_bundle(blend: Path | str, out: Path | str, pretrained: Path | str | None = None) -> Path:
+    """Write the bundle of a blend: everything inference needs, byte-identical when repeated.
+
+    `pretrained` is where the backbones' weights lie, as in training; None takes them from MIDOG_WEIGHTS.
+    """
     from midog import bundle
 
-    return bundle.pack(Path(blend), Path(out))
+    return bundle.pack(Path(blend), Path(out), pretrained)

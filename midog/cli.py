@@ -226,11 +226,12 @@ def report(
 def bundle(
     blend: Annotated[Path, typer.Argument(help="A blend folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle to write.")] = Path("model.tar.gz"),
+    pretrained: Pretrained = None,
 ) -> None:
     """Pack everything inference needs into one archive, byte-identical when repeated."""
     from midog import api
 
-    written = api.pack_bundle(blend, out)
+    written = api.pack_bundle(blend, out, pretrained)
     _wrote(written, next_command=f"midog predict {written} patches.csv -o out.csv")
 
 

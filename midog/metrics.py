@@ -134,8 +134,12 @@ def replicates(
     metrics: Sequence[str] = METRICS,
     n: int = REPLICATES,
     seed: int = 0,
+    fold: ArrayLike | None = None,
 ) -> dict[str, Floats]:
     """Bootstrap replicates of each metric, (n,) float64, NaN where undefined.
+
+    With `fold` (n,), folds are drawn first and then cases within each: what one fold model is by luck of its training
+    is then part of the spread. Source: Davison & Hinkley 1997, Bootstrap Methods, section 3.8; folds: our choice.
 
     The draws depend on the cases, `n` and `seed` alone: two classifiers scored on the same patches get the same
     draws, and the difference of their replicates is the paired bootstrap.
@@ -149,7 +153,7 @@ def replicates(
         raise DataError(f"{len(index)} cases for {len(y)} labels")
     if cases < 2:
         return {name: np.full(n, np.nan) for name in metrics}
-    counts = _draw(cases, n, seed)
+    counts = _draw(cases, n, seed) if fold is None else _draw_nested(_fold_of_cases(fold, index, cases), n, seed)
     found = _from_sums(y, p, called, index, counts)
     if "roc_auc" in metrics:
         found["roc_auc"] = _auc_replicates(y, p, index, counts)
@@ -212,6 +216,33 @@ def _draw(cases: int, n: int, seed: int) -> Floats:
     drawn = np.random.default_rng(seed).integers(cases, size=(n, cases))
     drawn += np.arange(n)[:, None] * cases
     return np.bincount(drawn.ravel(), minlength=n * cases).reshape(n, cases).astype(np.float64)
+
+
+def _fold_of_cases(fold: ArrayLike, index: Ints, cases: int) -> Ints:
+    """(cases,) number of each case's fold."""
+    numbers = np.unique(np.asarray(fold), return_inverse=True)[1]
+    result = np.empty(cases, dtype=np.int64)
+    result[index] = numbers
+    if not np.array_equal(result[index], numbers):
+        raise DataError("a case is in two folds: its patches cannot be drawn together")
+    return result
+
+
+def _draw_nested(fold: Ints, n: int, seed: int) -> Floats:
+    """(n, cases): as many folds as there are, drawn with replacement, and in each as many cases as it has."""
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(fold)
+    order = np.argsort(fold, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    counts = np.zeros((n, len(fold)))
+    replicate = np.arange(n)[:, None]
+    for _ in range(len(sizes)):
+        chosen = rng.integers(len(sizes), size=n)[:, None]
+        place = np.floor(rng.random((n, int(sizes.max()))) * sizes[chosen]).astype(np.int64)
+        used = np.arange(place.shape[1]) < sizes[chosen]
+        drawn = order[starts[chosen] + place]
+        np.add.at(counts, (np.broadcast_to(replicate, drawn.shape)[used], drawn[used]), 1.0)
+    return counts
 
 
 def _from_sums(y: Bools, p: Floats, called: Bools, index: Ints, counts: Floats) -> dict[str, Floats]:

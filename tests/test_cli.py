@@ -140,8 +140,8 @@ def test_help_is_quick_and_grouped() -> None:
 def test_a_folder_of_ones_own_is_not_imported(tmp_path: Path) -> None:
     (tmp_path / "augment").mkdir()
     (tmp_path / "augment" / "__init__.py").write_text("raise SystemExit('the wrong augment')\n")
-    code = "import sys; sys.argv = ['midog', 'recipes', 'list']; import runpy; runpy.run_module('midog', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "midog", "recipes", "list"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "the wrong augment" not in done.stderr and "cpu-small" in done.stdout
 
 

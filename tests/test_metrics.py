@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midog.errors import DataError
-from midog.metrics import METRICS, bootstrap_by_case, case_index, percentile_interval, replicates, scores, scores_by
+from midog.metrics import (
+    METRICS,
+    _draw_nested,
+    bootstrap_by_case,
+    case_index,
+    percentile_interval,
+    replicates,
+    scores,
+    scores_by,
+)
 
 skm = pytest.importorskip("sklearn.metrics")
 
@@ -78,6 +87,18 @@ def test_bootstrap_equals_a_plain_loop_over_the_same_draws() -> None:
         expected = scores(y[rows], p[rows], called[rows])
         for name in METRICS:
             assert found[name][r] == pytest.approx(getattr(expected, name), abs=1e-12), (name, r)
+
+
+def test_folds_are_drawn_before_cases() -> None:
+    """Each replicate draws as many folds as there are, whole sizes at a time, and only then cases."""
+    fold = np.array([0, 0, 0, 1, 1, 2])  # of six cases
+    counts = _draw_nested(fold, 500, seed=0)
+    per_fold = np.stack([counts[:, fold == k].sum(axis=1) for k in range(3)], axis=1) / [3, 2, 1]
+    assert (per_fold == per_fold.astype(int)).all() and (per_fold.sum(axis=1) == 3).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.15)
+    assert (counts[:, 0] != counts[:, 1]).any()
+    with pytest.raises(DataError, match="a case is in two folds"):
+        replicates([0, 1, 1], [0.1, 0.9, 0.2], [0, 1, 0], ["a", "a", "b"], fold=[0, 1, 1])
 
 
 def test_chunks_do_not_change_the_auc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from midog.report.curves import balanced_accuracy_curve, flat_top, roc_points, wilson
 from midog.report.drawing import ACCENT, ATYPICAL, INK, MUTED, NORMAL, RULE, SMALL, WIDTH, sheet
 from midog.report.text import cell_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-Floats = NDArray[np.float64]
-Z95 = 1.959963984540054
 SHORT = 24
 """Characters of a name that fit beside a small plot."""
 
@@ -84,7 +84,7 @@ def interval_plot(rows: Sequence[Dot], xlabel: str, chance: float | None = None)
         for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
             tick.set_fontweight("bold" if row.strong else "normal")
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(_ticks(5))
+        _ticks(axes.xaxis, 6)
         axes.set_xlabel(xlabel)
     return drawn.svg
 
@@ -101,19 +101,6 @@ def _dot(axes: Axes, at: int, row: Dot) -> None:
         axes.plot([row.other], [at], "o", mfc="none", mec=MUTED, mew=0.9, ms=5.2)
     filled: dict[str, Any] = {"mfc": "none"} if row.hollow else {"mfc": colour}
     axes.plot([row.value], [at], "o", mec=colour, ms=5.0 if row.strong else 4.0, mew=0.9, **filled)
-
-
-def roc_points(label: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """(false positive rate, sensitivity) at every threshold of `score`, from (0, 0) to (1, 1); ties are one step."""
-    y, s = np.asarray(label) == 1, np.asarray(score, dtype=np.float64)
-    order = np.argsort(-s, kind="stable")
-    y, s = y[order], s[order]
-    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)
-    positive, negative = np.cumsum(y)[last], np.cumsum(~y)[last]
-    return (
-        np.concatenate([[0.0], negative / max(int((~y).sum()), 1)]),
-        np.concatenate([[0.0], positive / max(int(y.sum()), 1)]),
-    )
 
 
 def roc(
@@ -188,35 +175,12 @@ def reliability(label: ArrayLike, confidence: ArrayLike, bins: int = 10) -> str:
     return drawn.svg
 
 
-def wilson(found: float, n: float) -> tuple[float, float]:
-    """95 % interval of a share. Source: Wilson 1927, JASA 22:209."""
-    share, square = found / n, Z95**2 / n
-    middle = (share + square / 2) / (1 + square)
-    half = Z95 * math.sqrt(share * (1 - share) / n + square / (4 * n)) / (1 + square)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def balanced_accuracy_curve(label: ArrayLike, confidence: ArrayLike) -> tuple[Floats, Floats]:
-    """(threshold, balanced accuracy) where atypical iff confidence ≥ threshold, thresholds ascending."""
-    y, p = np.asarray(label) == 1, np.asarray(confidence, dtype=np.float64)
-    levels = np.unique(p)
-    positive, negative = np.sort(p[y]), np.sort(p[~y])
-    sensitivity = 1 - np.searchsorted(positive, levels, "left") / max(len(positive), 1)
-    specificity = np.searchsorted(negative, levels, "left") / max(len(negative), 1)
-    return levels, (sensitivity + specificity) / 2
-
-
-def flat_top(threshold: ArrayLike, accuracy: ArrayLike, within: float = 0.01) -> tuple[float, float]:
-    """The stretch of thresholds around the maximum in which at most `within` of balanced accuracy is lost."""
-    t, a = np.asarray(threshold, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
-    top = int(np.argmax(a))
-    below = np.flatnonzero(a < a[top] - within)
-    left, right = below[below < top], below[below > top]
-    return float(t[left[-1] + 1 if len(left) else 0]), float(t[right[0] - 1 if len(right) else -1])
-
-
 def threshold_curve(
-    label: ArrayLike, confidence: ArrayLike, chosen: float, smooth: tuple[ArrayLike, ArrayLike] | None = None
+    label: ArrayLike,
+    confidence: ArrayLike,
+    chosen: float,
+    smooth: tuple[ArrayLike, ArrayLike] | None = None,
+    word: str = "chosen",
 ) -> str:
     """Balanced accuracy against threshold, the chosen one marked, its flat top shaded; `smooth` is (threshold, BA)."""
     raw = balanced_accuracy_curve(label, confidence)
@@ -234,7 +198,7 @@ def threshold_curve(
         axes.plot(chosen, at, "o", color=INK, ms=5)
         left = chosen > 0.6
         axes.text(
-            chosen + (-0.02 if left else 0.02), 0.512, f"chosen {cell_text(chosen)}",
+            chosen + (-0.02 if left else 0.02), 0.512, f"{word} {cell_text(chosen)}",
             fontsize=SMALL, fontweight="bold", ha="right" if left else "left", va="bottom",
         )  # fmt: skip
         axes.set_xlim(0, 1)
@@ -242,7 +206,7 @@ def threshold_curve(
         note = f"shaded: at most 1 point below the top ({cell_text(low)} to {cell_text(high)})"
         axes.text(0.99, 0.985, note, transform=axes.transAxes, fontsize=SMALL, color=MUTED, ha="right", va="top")
         axes.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-        axes.yaxis.set_major_locator(_ticks(6))
+        _ticks(axes.yaxis, 6)
         axes.set_xlabel("threshold on confidence")
         axes.set_ylabel("balanced accuracy")
     return drawn.svg
@@ -250,45 +214,40 @@ def threshold_curve(
 
 def correlation(names: Sequence[str], matrix: ArrayLike) -> str:
     """Correlation of members' logits, lower triangle, a number in each cell; the darker, the more alike."""
-    r = np.asarray(matrix, dtype=np.float64)
-    m = len(names)
-    off = r[np.tril_indices(m, -1)]
-    floor = float(np.nanmin(off)) - 0.05 if len(off) else 0.0
-    side = max(WIDTH, 0.36 * m + 1.2)
-    with sheet("correlation of members' out-of-fold logits", side, 0.62 + (side - 1.2) * min(0.1 * m, 1)) as drawn:
+    r, m = np.asarray(matrix, dtype=np.float64), len(names)
+    known = r[np.tril_indices(m, -1)]
+    known = known[np.isfinite(known)]
+    floor = float(known.min()) - 0.05 if len(known) else 0.0
+    cell = 0.62 if m <= 4 else 0.46 if m <= 6 else 0.36
+    slanted = m > 4
+    with sheet("correlation of members' out-of-fold logits", *_grid_size(m, cell, slanted)) as drawn:
         axes = drawn.axes()
         for row in range(1, m):
             for column in range(row):
-                value = float(r[row, column])
-                strength = 0.08 + 0.5 * max(value - floor, 0) / max(1 - floor, 1e-9) if math.isfinite(value) else 0.0
-                axes.fill(
-                    [column, column + 1, column + 1, column],
-                    [row, row, row + 1, row + 1],
-                    color=ACCENT,
-                    alpha=strength,
-                    lw=0,
-                )
-                text = cell_text(round(value, 2)).removesuffix("0") if math.isfinite(value) else "–"
-                axes.text(
-                    column + 0.5,
-                    row + 0.5,
-                    f"{value:.2f}".replace("0.", ".", 1) if text != "–" else text,
-                    fontsize=SMALL,
-                    ha="center",
-                    va="center",
-                )
+                _cell(axes, row, column, float(r[row, column]), floor)
         axes.set_xlim(0, max(m - 1, 1))
         axes.set_ylim(m, 1)
+        axes.set_aspect("equal", anchor="W")
         axes.set_yticks(np.arange(1, m) + 0.5, [short(name) for name in names[1:]])
-        axes.set_xticks(
-            np.arange(m - 1) + 0.5,
-            [short(name, 14) for name in names[:-1]],
-            rotation=30 if m > 3 else 0,
-            ha="right" if m > 3 else "center",
-        )
+        turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+        axes.set_xticks(np.arange(m - 1) + 0.5, [short(name, 14) for name in names[:-1]], **turned)
         axes.tick_params(length=0, labelcolor=INK)
         axes.spines[["left", "bottom"]].set_visible(False)
     return drawn.svg
+
+
+def _grid_size(m: int, cell: float, slanted: bool) -> tuple[float, float]:
+    return max(WIDTH, 1.4 + cell * (m - 1)), cell * (m - 1) + (0.85 if slanted else 0.35)
+
+
+def _cell(axes: Axes, row: int, column: int, value: float, floor: float) -> None:
+    if not math.isfinite(value):
+        return
+    strength = 0.1 + 0.55 * max(value - floor, 0.0) / max(1 - floor, 1e-9)
+    corners = [column, column + 1, column + 1, column], [row, row, row + 1, row + 1]
+    axes.fill(*corners, color=ACCENT, alpha=strength, lw=0)
+    text = f"{value:.2f}".replace("0.", ".", 1)
+    axes.text(column + 0.5, row + 0.5, text, fontsize=SMALL, ha="center", va="center")
 
 
 def weights(names: Sequence[str], values: ArrayLike, fits: ArrayLike | None = None) -> str:
@@ -307,12 +266,14 @@ def weights(names: Sequence[str], values: ArrayLike, fits: ArrayLike | None = No
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_locator(_ticks(5))
+        _ticks(axes.xaxis, 6)
         axes.set_xlabel("weight")
     return drawn.svg
 
 
-def _ticks(count: int) -> Any:
-    from matplotlib.ticker import MaxNLocator
+def _ticks(axis: Axis, count: int) -> None:
+    """At most `count` steps, written as everywhere on the page: .8, not 0.80."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 6):g}".replace("0.", ".", 1)))

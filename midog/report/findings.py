@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.calibrate import threshold_curve
 from midog.data.patches import PatchTable
+from midog.errors import DataError
 from midog.metrics import Interval, Scores, bootstrap_by_case, scores
+from midog.run import sigmoid
 
 Floats = NDArray[np.float64]
 FEW = 30
@@ -38,7 +41,7 @@ class Predictions:
     """The predictions the page is about, one per patch of `table`, all labelled: the truth is `table.labels`.
 
     `confidence` (n,) P(atypical), `predicted` (n,) bool, `threshold` the one that ships. `smooth` is the smoothed
-    (threshold, balanced accuracy) curve the threshold was chosen on, None where it was not chosen.
+    (threshold, balanced accuracy) curve, None where a class is absent.
     """
 
     table: PatchTable
@@ -118,6 +121,16 @@ def score_row(name: str, table: PatchTable, confidence: Floats, predicted: NDArr
     """Scores with 95 % case-bootstrap intervals, out of predictions that nothing was fitted for."""
     y, case = table.labels, table.column("case")
     return ScoreRow(name, scores(y, confidence, predicted), bootstrap_by_case(y, confidence, predicted, case, METRICS))
+
+
+def smooth_curve(label: NDArray[np.int8], confidence: Floats) -> tuple[Floats, Floats] | None:
+    """Smoothed (threshold, balanced accuracy): what a blend takes its threshold from. None where a class is absent."""
+    p = np.clip(confidence, 1e-12, 1 - 1e-12)
+    try:
+        curve = threshold_curve(np.log(p / (1 - p)), label)
+    except DataError:
+        return None
+    return sigmoid(curve.threshold), curve.balanced_accuracy
 
 
 def domain_rows(predictions: Predictions) -> tuple[ScoreRow, ...]:

@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import Blend, BlendMember, read_blend
-from ensemble.calibrate import threshold_curve
 from ensemble.oof import OofSet, align
 from ensemble.predictions import EVERYTHING, Scored, read_scored
 from ensemble.result import OOF_BLEND_FILE
 from midog.data.patches import PatchTable
-from midog.errors import MidogError
+from midog.errors import DataError, MidogError
 from midog.metrics import Interval, Scores
 from midog.report.findings import (
     Findings,
-    Floats,
     MemberFacts,
     Predictions,
     ScoreRow,
@@ -27,9 +25,10 @@ from midog.report.findings import (
     domain_rows,
     provenance_rows,
     score_row,
+    smooth_curve,
 )
 from midog.report.from_run import member_facts
-from midog.run import open_run, sigmoid
+from midog.run import open_run
 
 HOW = (
     "Cross-fitted by case: weights, shift, temperature and threshold are fitted on four fifths of the cases and "
@@ -42,6 +41,10 @@ def blend_findings(folder: Path | str) -> Findings:
     folder = Path(folder)
     folder = folder if folder.is_dir() else folder.parent
     blend = read_blend(folder)
+    if not (folder / OOF_BLEND_FILE).is_file():
+        raise DataError(
+            f"{folder} holds no {OOF_BLEND_FILE}, the cross-fitted predictions", f"midog blend RUN -o {folder}"
+        )
     scored = read_scored(folder / OOF_BLEND_FILE)
     notes: list[str] = []
     oof = _align(blend, notes)
@@ -93,17 +96,9 @@ def _predictions(blend: Blend, scored: Scored, oof: OofSet | None) -> Prediction
         if all(patch_id in place for patch_id in table.ids):
             table = PatchTable(tuple(place[patch_id] for patch_id in table.ids), oof.table.root)
     threshold = blend.point("full").threshold
-    return Predictions(table, scored.confidence, scored.predicted, threshold, _smooth(scored))
-
-
-def _smooth(scored: Scored) -> tuple[Floats, Floats] | None:
-    """The smoothed curve on cross-fitted confidences, None where a class is absent."""
-    p = np.clip(scored.confidence, 1e-12, 1 - 1e-12)
-    try:
-        curve = threshold_curve(np.log(p / (1 - p)), scored.table.labels)
-    except MidogError:
-        return None
-    return sigmoid(curve.threshold), curve.balanced_accuracy
+    return Predictions(
+        table, scored.confidence, scored.predicted, threshold, smooth_curve(scored.table.labels, scored.confidence)
+    )
 
 
 def _member(

@@ -20,6 +20,7 @@ from midog.report.findings import (
     domain_rows,
     provenance_rows,
     score_row,
+    smooth_curve,
 )
 from midog.run import Run, read_oof, sigmoid
 from midog.status import RunStatus, read_log, readable_seconds
@@ -44,7 +45,7 @@ def run_findings(run: Run) -> Findings:
         table = _rows(run.table(), set.intersection(*(set(logits[name]) for name in shared)))
         columns = {name: np.array([logits[name][patch_id] for patch_id in table.ids]) for name in shared}
         z = np.mean(list(columns.values()), axis=0)
-        predictions = Predictions(table, sigmoid(z), z >= 0, 0.5)
+        predictions = Predictions(table, sigmoid(z), z >= 0, 0.5, smooth_curve(table.labels, sigmoid(z)))
         members = tuple(_with_logits(member, columns.get(member.name)) for member in members)
         chosen = shared[0] if len(shared) == 1 else MEAN
         rows += [score_row(MEAN, table, predictions.confidence, predictions.predicted)] if len(shared) > 1 else []

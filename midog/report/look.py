@@ -27,7 +27,7 @@ ul{margin:0;padding-left:1.15em}
 .figures{display:flex;flex-wrap:wrap;gap:26px 32px;margin-top:14px}
 .figures.small{gap:18px 16px}
 figure{margin:0;width:341px;max-width:100%;overflow-x:auto}
-.small figure{width:auto}
+.small figure{width:164px}
 figure.wide{width:auto}
 figure svg{display:block;height:auto;max-width:100%}
 figure.wide svg{max-width:none}
@@ -40,14 +40,17 @@ th,td{padding:4px 12px 4px 0;text-align:left;vertical-align:baseline;border-bott
 white-space:nowrap}
 th{font-weight:500;color:var(--muted);font-size:12.5px;vertical-align:bottom}
 td.number,th.number{text-align:right}
-td.free{white-space:normal;overflow-wrap:anywhere;min-width:12em}
+td.free{white-space:normal;overflow-wrap:anywhere;min-width:9.5em}
+.scroll + .quiet{margin-top:10px}
 tr.strong td{font-weight:650}
 td small{color:var(--muted);font-weight:400;font-size:12.5px}
-.thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:16px 12px;margin:10px 0 20px}
+.thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(148px,1fr));gap:16px 12px;margin:10px 0 20px}
 .thumbs figure{width:auto;font-size:12px;line-height:1.35;overflow-wrap:anywhere;overflow-x:visible}
-.thumbs img,.thumbs .absent{width:100%;max-width:160px;aspect-ratio:1;display:block;border-radius:3px;
+.thumbs img,.thumbs .absent{width:100%;height:auto;display:block;border-radius:3px;
 background:var(--soft)}
-.thumbs .absent{display:flex;align-items:center;justify-content:center;color:var(--muted);text-align:center}
+.thumbs .absent{aspect-ratio:1;display:flex;align-items:center;justify-content:center;
+color:var(--muted);text-align:center}
+.thumbs figcaption{font-size:12.5px;line-height:1.4}
 .thumbs b.atypical{color:var(--atypical)}
 .thumbs b.normal{color:var(--normal)}
 h3{font-size:14px;margin:20px 0 2px}

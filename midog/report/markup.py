@@ -150,6 +150,8 @@ def _cell(value: Any) -> str:
         return escape(value.text) + (f' <span class="tag">{escape(value.mark)}</span>' if value.mark else "")
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, float) and value < 0:
+        return f"−{escape(cell_text(-value))}"
     return escape(cell_text(value))
 
 
@@ -175,8 +177,9 @@ def _thumbnail(item: Thumbnail) -> str:
         height, width = np.shape(item.patch)[:2]
         size = f'width="{width}" height="{height}"'
         picture = f'<img src="{png_uri(item.patch)}" {size} alt="{escape(item.title)}, {word}">'
+    title = escape(item.title).replace("/", "/<wbr>")
     return (
-        f'<figure>{picture}<figcaption>{escape(item.title)}<br><b class="{word}">{escape(item.verdict)}</b>{lines}'
+        f'<figure>{picture}<figcaption>{title}<br><b class="{word}">{escape(item.verdict)}</b>{lines}'
         "</figcaption></figure>"
     )
 

@@ -44,7 +44,7 @@ def _thumbnail(predictions: Predictions, row: int) -> Thumbnail:
     votes = parse_votes(patch.votes)
     lines = [f"confidence {_confidence(float(predictions.confidence[row]))}"]
     lines += [f"votes: {votes[0]} of {votes[1]} atypical"] if votes else []
-    return Thumbnail(_pixels(predictions, patch), patch.patch_id, truth, f"is {CLASSES[int(truth)]}", tuple(lines))
+    return Thumbnail(_pixels(predictions, patch), patch.patch_id, truth, f"label {CLASSES[int(truth)]}", tuple(lines))
 
 
 def _confidence(value: float) -> str:

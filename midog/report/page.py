@@ -22,7 +22,8 @@ from midog.report.markup import (
     thumbnails,
 )
 from midog.report.published import AMIBR, CHALLENGE, PROTOCOLS, SOURCES, published_table
-from midog.report.sections import PLUMBING, all_sections, reading_list
+from midog.report.reading import reading_list
+from midog.report.sections import PLUMBING, all_sections
 from midog.report.text import cell_text
 from midog.run import open_run
 

@@ -10,7 +10,7 @@ AMIBR = "AMi-Br, fixed split"
 PROTOCOLS = {
     CHALLENGE: (
         "3,800 hidden patches (646 atypical) of 12 tumour types, each entry as a whole at the threshold it shipped "
-        "with: ensembles and averaged views are among them. The standard error of balanced accuracy there is about .007."
+        "with; ensembles and averaged views are among them. The standard error of balanced accuracy is about .007."
     ),
     AMIBR: (
         "Trained on the 2,894 training patches of AMi-Br alone in five folds by slide; each fold's single model is "

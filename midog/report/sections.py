@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,19 +43,24 @@ def score_section(found: Findings) -> Section | None:
     drawings = tuple(
         Drawing(
             figures.interval_plot([_dot(row, metric, found) for row in found.rows], words, CHANCE),
-            f"{words.capitalize()}, 95 % case-bootstrap intervals.{ring}",
+            f"{words[0].upper()}{words[1:]}, 95 % case-bootstrap intervals.{ring}",
         )
         for metric, words in (("balanced_accuracy", "balanced accuracy"), ("roc_auc", "AUROC"))
     )
     rows = [_score_line(row, found, fitted) for row in found.rows]
     strong = [at for at, row in enumerate(found.rows) if row.name == found.chosen]
+    text = (
+        "Each member alone, then the three ways to blend them."
+        if fitted
+        else "Each member on the patches it has scored, and the mean."
+    )
     note = ""
     if found.random:
         note = (
             f"{PLUMBING}: {', '.join(found.random)} started from random weights and had no time to learn what "
             f"pretraining gives; chance is balanced accuracy .500 and AUROC .500."
         )
-    return Section("Scores", found.how_scored, drawings, table_html(rows, strong), note)
+    return Section("Scores", text, drawings, table_html(rows, strong, free=("",)), note)
 
 
 def _dot(row: ScoreRow, metric: str, found: Findings) -> Dot:
@@ -70,14 +76,16 @@ def _score_line(row: ScoreRow, found: Findings, fitted: bool) -> dict[str, objec
     mark = PLUMBING if row.name in found.random else ""
     line: dict[str, object] = {"": Marked(row.name, mark), "balanced accuracy": _value(row, "balanced_accuracy")}
     if fitted:
-        line["in-sample"] = seen.balanced_accuracy if seen else None
+        line["BA in-sample"] = seen.balanced_accuracy if seen else None
     line |= {"sensitivity": own.sensitivity, "specificity": own.specificity, "AUROC": _value(row, "roc_auc")}
     if fitted:
         line["AUROC in-sample"] = seen.roc_auc if seen else None
     line["log-loss"] = _value(row, "log_loss")
     if fitted:
-        line["at logit 0"] = row.at_logit_0
-    return line | {"patches": own.n, "atypical": own.n_atypical}
+        line["BA at logit 0"] = row.at_logit_0
+    if len({(other.scores.n, other.scores.n_atypical) for other in found.rows}) > 1:
+        line |= {"patches": own.n, "atypical": own.n_atypical}
+    return line
 
 
 def _value(row: ScoreRow, metric: str) -> Value:
@@ -89,9 +97,10 @@ def domain_section(found: Findings) -> Section | None:
     """Scores of the headline predictions per domain."""
     if not found.domains:
         return None
+    names, shared = _telling([row.name for row in found.domains])
     rows = [
         {
-            "domain": Marked(row.name, "few" if row.few else ""),
+            "domain": Marked(name, "few" if row.few else ""),
             "patches": row.scores.n,
             "atypical": row.scores.n_atypical,
             "balanced accuracy": _value(row, "balanced_accuracy"),
@@ -99,24 +108,41 @@ def domain_section(found: Findings) -> Section | None:
             "specificity": row.scores.specificity,
             "AUROC": _value(row, "roc_auc"),
         }
-        for row in found.domains
+        for row, name in zip(found.domains, names, strict=True)
     ]
     text = f"Scores of {found.chosen} within each domain, the largest first; few = fewer than {FEW} atypical patches."
+    if shared and len(found.domains) > 1:
+        text += f" Shared by all: {shared}."
     drawings: tuple[Drawing, ...] = ()
     if len(found.domains) > 1:
-        dots = [_domain_dot(row) for row in found.domains]
-        overall = next((row for row in found.rows if row.name == found.chosen), None)
-        dots = [*([_dot(overall, "balanced_accuracy", found)] if overall else []), *dots]
-        dots[0] = Dot(**{**vars(dots[0]), "name": "all", "other": None}) if overall else dots[0]
-        caption = "Balanced accuracy by domain, 95 % case-bootstrap intervals. Hollow and grey: few."
-        drawings = (Drawing(figures.interval_plot(dots, "balanced accuracy", CHANCE), caption),)
-    return Section("By domain", text, drawings, table_html(rows))
+        drawings = tuple(
+            Drawing(figures.interval_plot(_domain_dots(found, metric), words, CHANCE), caption)
+            for metric, words, caption in (
+                ("balanced_accuracy", "balanced accuracy", "Balanced accuracy by domain, 95 % intervals. Hollow: few."),
+                ("roc_auc", "AUROC", "AUROC by domain: what no choice of threshold can spoil."),
+            )
+        )
+    return Section("By domain", text, drawings, table_html(rows, free=("domain",)))
 
 
-def _domain_dot(row: ScoreRow) -> Dot:
-    interval = row.intervals.get("balanced_accuracy")
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return Dot(row.name, row.scores.balanced_accuracy, low, high, faint=row.few)
+def _domain_dots(found: Findings, metric: str) -> list[Dot]:
+    """All patches, then each domain under the words that set it apart."""
+    names, _ = _telling([row.name for row in found.domains])
+    rows = [replace(row, name=name) for row, name in zip(found.domains, names, strict=True)]
+    dots = [replace(_dot(row, metric, found), strong=False, faint=row.few, hollow=row.few) for row in rows]
+    if found.row is None:
+        return dots
+    return [replace(_dot(found.row, metric, found), name="all", other=None), *dots]
+
+
+def _telling(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names such as "breast | XR | Utrecht" without the parts that all of them share, and those parts."""
+    parts = [name.split(" | ") for name in names]
+    if len(names) < 2 or len({len(part) for part in parts}) != 1:
+        return list(names), ""
+    differ = [at for at in range(len(parts[0])) if len({part[at] for part in parts}) > 1]
+    shared = [word for at, word in enumerate(parts[0]) if at not in differ]
+    return [" | ".join(part[at] for at in differ) for part in parts], ", ".join(shared)
 
 
 def curve_section(found: Findings) -> Section | None:
@@ -131,10 +157,11 @@ def curve_section(found: Findings) -> Section | None:
     if own.sensitivity is not None and own.specificity is not None:
         point = (1 - own.specificity, own.sensitivity)
     fitted = found.kind == "blend"
+    word = "chosen" if fitted else "logit 0 ="
     drawings = (
         Drawing(
             figures.roc(y, p, found.chosen, others if len(others) > 1 else None, point),
-            "ROC. The dot is where the classes that were given lie.",
+            "ROC. The dot is where the classes lie that these scores count.",
         ),
         Drawing(
             figures.reliability(y, p),
@@ -143,10 +170,11 @@ def curve_section(found: Findings) -> Section | None:
             + ("" if fitted else " Not calibrated yet: that is the blend's work."),
         ),
         Drawing(
-            figures.threshold_curve(y, p, predictions.threshold, predictions.smooth),
+            figures.threshold_curve(y, p, predictions.threshold, predictions.smooth, word),
             "Balanced accuracy against threshold"
-            + (", raw (thin) and smoothed (bold). The threshold ships with the blend; the scores above used one "
-               "fitted without the cases they score." if fitted else "; .5 is logit 0."),
+            + (", raw (thin) and smoothed (bold). Smoothing lowers the curve; where its top lies is what counts. The "
+               "threshold ships with the blend; the scores used ones fitted without the cases they score."
+               if fitted else ", raw (thin) and smoothed (bold); a blend will choose it."),
         ),
     )  # fmt: skip
     return Section("How it decides", "", drawings)
@@ -172,7 +200,7 @@ def member_section(found: Findings) -> Section | None:
         matrix = _correlation(with_logits)
         drawing = figures.correlation([member.name for member in with_logits], matrix)
         caption = "Pearson correlation of out-of-fold logits. Members that differ have more to give each other."
-        drawings.append(Drawing(drawing, caption, wide=len(with_logits) > 6))
+        drawings.append(Drawing(drawing, caption, wide=len(with_logits) > 7))
     rows = [
         {
             "member": Marked(member.name, PLUMBING if member.random else ""),
@@ -233,59 +261,5 @@ def provenance_section(found: Findings) -> Section | None:
     """Seeds, versions, commit, hashes, threads, device."""
     if not found.provenance:
         return None
-    rows = [{"": name, "value": value} for name, value in found.provenance]
-    return Section("Provenance", "", html=table_html(rows, free=("value",)))
-
-
-def reading_list(found: Findings) -> list[str]:
-    """What to know before reading on, from the most to the least important."""
-    lines = list(found.notes)
-    row = found.row
-    if row is None:
-        return [*lines, "No fold is finished yet: scores appear with the first one."]
-    lines += _optimism(row) + _best_member(found, row) + _weakest_domain(found) + _flatness(found)
-    return lines
-
-
-def _optimism(row: ScoreRow) -> list[str]:
-    own, seen = row.scores.balanced_accuracy, row.in_sample.balanced_accuracy if row.in_sample else None
-    if own is None or seen is None:
-        return []
-    return [
-        f"Fitted and scored on the same cases the balanced accuracy would read {cell_text(seen)}; "
-        f"the honest {cell_text(own)} is what to expect on new cases like these."
-    ]
-
-
-def _best_member(found: Findings, row: ScoreRow) -> list[str]:
-    singles = [r for r in found.rows if r.name in {m.name for m in found.members} and r.scores.roc_auc is not None]
-    if len(singles) < 2 or row.scores.roc_auc is None:
-        return []
-    best = max(singles, key=lambda r: r.scores.roc_auc or 0.0)
-    gain = row.scores.roc_auc - (best.scores.roc_auc or 0.0)
-    word = "above" if gain >= 0 else "below"
-    return [
-        f"AUROC is {cell_text(abs(gain))} {word} the best single member, {best.name} "
-        f"({cell_text(best.scores.roc_auc)}); whether that is more than noise is what midog compare answers."
-    ]
-
-
-def _weakest_domain(found: Findings) -> list[str]:
-    known = [row for row in found.domains if not row.few and row.scores.balanced_accuracy is not None]
-    if len(known) < 2:
-        return []
-    worst = min(known, key=lambda r: r.scores.balanced_accuracy or 0.0)
-    few = sum(row.few for row in found.domains)
-    rest = f"; {few} of {len(found.domains)} domains have too few atypical patches to say" if few else ""
-    return [f"Weakest domain: {worst.name}, balanced accuracy {cell_text(worst.scores.balanced_accuracy)}{rest}."]
-
-
-def _flatness(found: Findings) -> list[str]:
-    predictions = found.predictions
-    if predictions is None or predictions.smooth is None:
-        return []
-    low, high = figures.flat_top(*predictions.smooth)
-    return [
-        f"Any threshold from {cell_text(low)} to {cell_text(high)} costs at most one point of balanced accuracy; "
-        f"{cell_text(predictions.threshold)} was chosen."
-    ]
+    rows = [{"": name, " ": value} for name, value in found.provenance]
+    return Section("Provenance", "", html=table_html(rows, free=(" ",)))

@@ -10,6 +10,7 @@ import pytest
 from ensemble.compare import Comparison, compare, load_scored
 from ensemble.crossfit import BlendSettings, blend_runs
 from ensemble.oof import align
+from ensemble.predictions import write_scored
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.files import write_csv
@@ -58,10 +59,27 @@ def test_the_bootstrap_is_paired(two: tuple[Path, Path, Path]) -> None:
     found = next(d for d in compare(a, b).differences if d.metric == "roc_auc")
     first, second = load_scored(a), load_scored(b)
     y, case = first.table.labels, first.table.column("case")
-    left = replicates(y, first.confidence, first.predicted, case, ["roc_auc"], 4000, seed=0)["roc_auc"]
-    right = replicates(y, second.confidence, second.predicted, case, ["roc_auc"], 4000, seed=1)["roc_auc"]
+    left, right = (
+        replicates(y, s.confidence, s.predicted, case, ["roc_auc"], 4000, seed, s.folds)["roc_auc"]
+        for seed, s in enumerate((first, second))
+    )
     low, high = np.quantile(right - left, [0.05 / 6, 1 - 0.05 / 6])
     assert found.interval.high - found.interval.low < 0.9 * (high - low)
+
+
+def test_the_luck_of_a_fold_model_is_part_of_the_spread(
+    make: Any, two: tuple[Path, Path, Path], tmp_path: Path, table: PatchTable
+) -> None:
+    """The fold models of one run differ in worth, those of the other do not: cases alone would call that certain."""
+    logits = make.logits(table, 1.0, 5, noise=0.5) + 0.8 * np.random.default_rng(0).normal(size=(len(table), 1))
+    lucky = logits + (2.0 * table.labels[:, None] - 1) * np.where(table.folds == 0, 0.8, 0.0)[:, None]
+    other = make.run(tmp_path / "runs" / "lucky", table, {"net": lucky})
+    found = compare(two[0], other)
+    assert found.drawn == "folds and cases" and found.verdict == "noise"
+    truth = table.write(tmp_path / "patches.csv")
+    tables = [write_scored(tmp_path / f"{i}.csv", load_scored(spec)) for i, spec in enumerate((two[0], other))]
+    by_case = compare(*tables, truth=truth)
+    assert by_case.drawn == "cases" and by_case.verdict == "B better"
 
 
 def test_by_group(two: tuple[Path, Path, Path]) -> None:

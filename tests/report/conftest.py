@@ -59,7 +59,7 @@ def write_run(
     undone: Sequence[str] = (),
     random: Sequence[str] = (),
 ) -> Path:
-    """A run: recipe, manifest, patches; per fold OOF table, log and done.json. `undone` ("member/fold") are half-way."""
+    """A run: recipe, manifest, patches; per fold OOF table, log, done.json. `undone` ("member/fold") are half-way."""
     table.write(path / "patches.csv", absolute=True)
     folds = sorted({int(k) for k in table.folds if k >= 0})
     settings: dict[str, Any] = {
@@ -141,5 +141,12 @@ def blend(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
     from ensemble.crossfit import BlendSettings, blend_runs
 
     folder = tmp_path_factory.mktemp("blends") / "one"
-    blend_runs([run], BlendSettings(trials=30)).write(folder)
+    blend_runs([run], BlendSettings(trials=5)).write(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def blend_page(blend: Path) -> Path:
+    from midog.report.page import report
+
+    return report(blend)
