@@ -4,6 +4,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 UV := uv==0.13.9
 BIN := .venv/bin
 
+# Waiting threads sleep: see midog/__main__.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint lock bench clean
 
 demo: .venv/ready

@@ -39,7 +39,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Candidates for the stack's C, the inverse of its L2 penalty, on logits of common scale."""
 TENTH = 10
-FEWEST_TRIALS = 20
+FEWEST_TRIALS = 100
 JOURNAL_FILE = "trials.jsonl"
 
 
