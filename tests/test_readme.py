@@ -1,4 +1,4 @@
-"""The README keeps its word: its campaign runs as written, on drawn patches and with a micro-recipe in place of hours."""
+"""The README keeps its word: its campaign runs as written, on drawn patches, with a micro-recipe in place of hours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from midog.data.synthetic import draw
 from midog.recipe import list_recipes
 
 README = Path(__file__).parent.parent / "README.md"
-INSTEAD = {"AMi-Br": "drawn", "cpu-small": "smoke", "runs/cpu-small": "runs/smoke", "blends/cpu-small": "blends/smoke"}
+INSTEAD = {"AMi-Br": "drawn", "demo": "smoke"}
 
 
 def commands(text: str) -> list[list[str]]:
