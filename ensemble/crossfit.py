@@ -109,6 +109,9 @@ def blend_runs(
 
 def blend_oof(oof: OofSet, settings: BlendSettings, folder: Path | str | None = None) -> BlendResult:
     """`blend_runs` on logits that are aligned already."""
+    import sklearn.linear_model  # noqa: F401  (loads the libraries whose threads are limited below)
+    from threadpoolctl import threadpool_limits
+
     from ensemble.result import BlendResult
     from ensemble.search import open_journal
     from midog.files import lock, sha256_bytes
@@ -127,6 +130,8 @@ def blend_oof(oof: OofSet, settings: BlendSettings, folder: Path | str | None = 
         lock(Path(folder) / ".lock", busy) if folder else nullcontext(),
         open_journal(Path(folder) / JOURNAL_FILE, identity) if folder else nullcontext() as journal,
         steps("blend", int(part.max()) + 2) as advance,
+        # Sums depend on how threads share them, and products this small only wait for each other.
+        threadpool_limits(1),
     ):
         full = _fit(rows, settings, journal)
         advance("all cases")
@@ -264,5 +269,6 @@ def _stack_loss(x: Floats, label: NDArray[Any], part: NDArray[np.int64], penalty
 def _logistic(x: Floats, label: NDArray[Any], penalty: float) -> tuple[Floats, float]:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=penalty, max_iter=1000).fit(x, label)
+    # Few columns, many rows: a handful of exact Newton steps, where the default solver takes hundreds of small ones.
+    model = LogisticRegression(C=penalty, solver="newton-cholesky", max_iter=1000).fit(x, label)
     return np.asarray(model.coef_[0], dtype=np.float64), float(model.intercept_[0])

@@ -28,11 +28,13 @@ QUICK_CASES = 40
 
 @dataclass(frozen=True)
 class Source:
-    """Where the patches come from. `job` is a challenge job folder, or None where one has to be made."""
+    """Where the patches come from. `job` is a challenge job folder, or None where one has to be made; `weights` is the
+    folder of pretrained weights beside the patches, or None where the environment names it, if anything does."""
 
     data: Path
     job: Path | None
     line: str
+    weights: Path | None = None
     drawn: bool = False
 
 
@@ -46,24 +48,36 @@ def run_demo(out: Path, quick: bool = False, say: Say = print) -> Path:
     """
     from midog import api
 
-    started = time.monotonic()
+    started, plain = time.monotonic(), say
+    say = clocked(say, started)
     out.mkdir(parents=True, exist_ok=True)
     source = find_patches(out, say)
     say(source.line)
     table = make_table(source, out, quick, say)
     say("train: three small members on two folds of the cases that are not held out")
-    run = api.train_recipe("demo", table, out / "run", sets=demo_settings(quick, say), report=say)
+    settings = demo_settings(source, quick, say)
+    run = api.train_recipe("demo", table, out / "run", sets=settings, pretrained=source.weights, report=say)
     say("blend: Optuna on the out-of-fold logits, every score cross-fitted by case")
     blend = api.blend_runs(run.path, folder=out / "blend", trials=50 if quick else None)
     blend.write(out / "blend")
-    bundle = api.pack_bundle(out / "blend", out / "model.tar.gz")
+    bundle = api.pack_bundle(out / "blend", out / "model.tar.gz", source.weights)
     say(f"bundle: {bundle} ({bundle.stat().st_size / 1e6:.0f} MB)")
     job, answers = answer_job(source, table, bundle, out, say)
     result, evaluation = score_held_out(bundle, table, out)
     page = write_page(out, job, answers, result, evaluation)
     for line in closing_lines(out, run, source, evaluation, time.monotonic() - started):
-        say(line)
+        plain(line)
     return page
+
+
+def clocked(say: Say, started: float) -> Say:
+    """`say` with the minutes and seconds since `started` before each message."""
+
+    def timed(message: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        say(f"[{minutes}:{seconds:02d}] {message}")
+
+    return timed
 
 
 def find_patches(out: Path, say: Say) -> Source:
@@ -72,7 +86,10 @@ def find_patches(out: Path, say: Say) -> Source:
         if place and (Path(place) / "amibr").is_dir():
             job = Path(place) / "job"
             line = f"data: AMi-Br patches in {place} (mitotic figures of human breast cancer; Bertram 2025, MIT)"
-            return Source(Path(place) / "amibr", job if job.is_dir() else None, line)
+            weights = Path(place) / "weights"
+            return Source(
+                Path(place) / "amibr", job if job.is_dir() else None, line, weights if weights.is_dir() else None
+            )
     from midog.data import download, synthetic
 
     say("data: no patches at hand: asking AMi-Br's public repository; failing that, SYNTHETIC patches are drawn")
@@ -100,14 +117,14 @@ def make_table(source: Source, out: Path, quick: bool, say: Say) -> Path:
     return checked.write(out / "patches.csv")
 
 
-def demo_settings(quick: bool, say: Say) -> tuple[str, ...]:
+def demo_settings(source: Source, quick: bool, say: Say) -> tuple[str, ...]:
     """What the demo changes of its recipe: quick ones train one epoch; without ImageNet weights all start random."""
     from midog.models.backbones import find_backbone
     from midog.models.weights import find_weights
 
     changes: tuple[str, ...] = QUICK if quick else ()
     try:
-        find_weights(find_backbone("mobilenetv2_100"))
+        find_weights(find_backbone("mobilenetv2_100"), weights=source.weights)
     except MidogError as error:
         say(f"weights: {error.problem}; MobileNetV2 starts from random ones too")
         changes += ("members.mobilenet.pretrained=random",)

@@ -81,7 +81,7 @@ class Make:
     run = staticmethod(write_run)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> type[Make]:
     return Make
 
@@ -94,9 +94,20 @@ def table(tmp_path: Path) -> PatchTable:
 @pytest.fixture
 def run(tmp_path: Path, table: PatchTable) -> Path:
     """A run of three members: good, fair and one that knows nothing."""
+    return three_members(tmp_path, table)
+
+
+@pytest.fixture(scope="session")
+def kept_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("kept")
+    return three_members(folder, draw_table(folder))
+
+
+def three_members(folder: Path, table: PatchTable) -> Path:
     members = {
         "good": draw_logits(table, 1.2, 1),
         "fair": draw_logits(table, 0.8, 2, shift=-1.0),
         "noise": draw_logits(table, 0.0, 3),
     }
-    return write_run(tmp_path / "runs" / "one", table, members)
+    return write_run(folder / "runs" / "one", table, members)

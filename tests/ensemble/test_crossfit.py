@@ -15,7 +15,7 @@ from ensemble.blend import combine, read_blend
 from ensemble.crossfit import JOURNAL_FILE, BlendSettings, blend_oof, blend_rows, blend_runs, predict
 from ensemble.oof import OofSet, align
 from ensemble.predictions import read_scored
-from ensemble.result import OOF_BLEND_FILE
+from ensemble.result import OOF_BLEND_FILE, BlendResult
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.files import sha256_file
@@ -24,13 +24,19 @@ from midog.metrics import scores
 FEW = BlendSettings(trials=60)
 
 
+@pytest.fixture(scope="module")
+def few(kept_run: Path) -> BlendResult:
+    """A blend that several tests look at."""
+    return blend_runs([kept_run], FEW)
+
+
 def stacked(table: PatchTable, *members: np.ndarray) -> OofSet:
     names = tuple(f"m{i}" for i in range(len(members)))
     return OofSet(table, table.folds, names, np.stack(members, axis=1), ())
 
 
-def test_tuned_weights_beat_equal_ones_where_a_member_knows_nothing(run: Path) -> None:
-    result = blend_runs([run], BlendSettings(trials=200))
+def test_tuned_weights_beat_equal_ones_where_a_member_knows_nothing(kept_run: Path) -> None:
+    result = blend_runs([kept_run], BlendSettings(trials=200))
     assert result.weights["noise"] < 0.1 < result.weights["fair"] < result.weights["good"]
     found = result.scores()
     assert list(found) == ["good", "fair", "noise", "equal", "tuned", "stack"]
@@ -41,10 +47,10 @@ def test_tuned_weights_beat_equal_ones_where_a_member_knows_nothing(run: Path) -
 def test_weights_fall_back_to_equal_where_members_cannot_be_told_apart(make: Any, tmp_path: Path) -> None:
     """Equally good members: what the search finds is noise, and most of it is shrunk away."""
     distance = []
-    for seed in range(4):
+    for seed in range(3):
         table = make.table(tmp_path, n=200, cases=20, seed=seed)
         oof = stacked(table, *(make.logits(table, 0.7, 10 * seed + i) for i in range(5)))
-        fit = blend_oof(oof, BlendSettings(trials=200)).full
+        fit = blend_oof(oof, BlendSettings(trials=100)).full
         distance.append(np.abs(fit.weights["tuned"] - 0.2).sum())
         losses = np.array(fit.strength_losses)
         assert fit.strength == (0.0, 0.25, 0.5, 0.75, 1.0)[int(losses.argmin())]
@@ -53,10 +59,10 @@ def test_weights_fall_back_to_equal_where_members_cannot_be_told_apart(make: Any
 
 @pytest.mark.parametrize("kind", ["tuned", "equal", "stack"])
 def test_scores_of_logits_that_know_nothing_are_chance(make: Any, tmp_path: Path, kind: Any) -> None:
-    """Fifteen members of noise: fitted and scored on the same cases they look good, cross-fitted they do not."""
-    table = make.table(tmp_path, n=600, cases=40, seed=3)
-    oof = stacked(table, *(make.logits(table, 0.0, i) for i in range(15)))
-    result = blend_oof(oof, BlendSettings(kind=kind, trials=100))
+    """Ten members of noise: fitted and scored on the same cases they look good, cross-fitted they do not."""
+    table = make.table(tmp_path, n=400, cases=40, seed=3)
+    oof = stacked(table, *(make.logits(table, 0.0, i) for i in range(10)))
+    result = blend_oof(oof, BlendSettings(kind=kind, trials=40))
     honest = result.scores()[kind]
     assert abs(honest.balanced_accuracy - 0.5) < 0.06 and abs(honest.roc_auc - 0.5) < 0.07
     seen = result.in_sample["stack"]
@@ -87,8 +93,8 @@ def test_cross_fitted_predictions_never_saw_their_case(make: Any, tmp_path: Path
     assert not np.array_equal(full[0].confidence[~held], full[1].confidence[~held])
 
 
-def test_one_member_is_itself(run: Path) -> None:
-    result = blend_runs([f"{run}:good"], FEW)
+def test_one_member_is_itself(kept_run: Path) -> None:
+    result = blend_runs([f"{kept_run}:good"], FEW)
     full = result.points["full"]
     assert full.members == ("good",) and full.weights == (1.0,)
     assert np.array_equal(result.cross_fitted["tuned"].logit, result.oof.views("none")[:, 0])
@@ -103,15 +109,14 @@ def test_identical_members_blend_to_themselves(make: Any, table: PatchTable) -> 
         np.testing.assert_allclose(result.in_sample[kind].confidence, alone.in_sample["m0"].confidence, rtol=1e-6)
 
 
-def test_the_order_of_members_is_free(run: Path) -> None:
-    one = blend_runs([f"{run}:good", f"{run}:fair", f"{run}:noise"], FEW)
-    two = blend_runs([f"{run}:noise", f"{run}:good", f"{run}:fair"], FEW)
+def test_the_order_of_members_is_free(kept_run: Path, few: BlendResult) -> None:
+    one, two = few, blend_runs([f"{kept_run}:{name}" for name in ("noise", "good", "fair")], FEW)
     assert one.weights == pytest.approx(two.weights, rel=1e-6)
     np.testing.assert_allclose(one.cross_fitted["tuned"].confidence, two.cross_fitted["tuned"].confidence, rtol=1e-6)
 
 
-def test_operating_points(run: Path) -> None:
-    result = blend_runs([run], BlendSettings(trials=60, views="d4"))
+def test_operating_points(kept_run: Path) -> None:
+    result = blend_runs([kept_run], BlendSettings(trials=60, views="d4"))
     sets = ["full", "fast", "only:good", "only:fair", "only:noise", "without:good", "without:fair", "without:noise"]
     assert set(result.points) == {name + end for name in [*sets, "top:2"] for end in ("", "/1")}
     points = result.points
@@ -129,8 +134,8 @@ def test_operating_points(run: Path) -> None:
         assert point.name == name and sum(point.weights) == pytest.approx(1)
 
 
-def test_each_point_is_calibrated_for_its_own_set(run: Path) -> None:
-    oof = align([run])
+def test_each_point_is_calibrated_for_its_own_set(kept_run: Path) -> None:
+    oof = align([kept_run])
     settings = BlendSettings(trials=60, views="rot4")
     result = blend_oof(oof, settings)
     for point in result.points.values():
@@ -138,14 +143,14 @@ def test_each_point_is_calibrated_for_its_own_set(run: Path) -> None:
         assert found.confidence.mean() == pytest.approx(oof.prevalence, abs=0.01), point.name
 
 
-def test_across_is_kept_apart_from_pooled(run: Path) -> None:
-    pooled = blend_runs([run], FEW).points["full"]
-    across = blend_runs([run], BlendSettings(trials=60, threshold="across")).points["full"]
+def test_across_is_kept_apart_from_pooled(kept_run: Path, few: BlendResult) -> None:
+    pooled = few.points["full"]
+    across = blend_runs([kept_run], BlendSettings(trials=60, threshold="across")).points["full"]
     assert pooled.weights == across.weights and pooled.threshold != across.threshold
 
 
-def test_a_stack_is_written_in_the_one_formula(run: Path) -> None:
-    result = blend_runs([run], BlendSettings(kind="stack", trials=20))
+def test_a_stack_is_written_in_the_one_formula(kept_run: Path) -> None:
+    result = blend_runs([kept_run], BlendSettings(kind="stack", trials=20))
     point = result.points["full"]
     assert np.abs(point.weights).sum() == pytest.approx(1)
     columns = [result.oof.names.index(name) for name in point.members]
@@ -154,8 +159,8 @@ def test_a_stack_is_written_in_the_one_formula(run: Path) -> None:
     assert result.scores()["stack"].roc_auc > result.scores()["noise"].roc_auc
 
 
-def test_a_table_of_scores(run: Path) -> None:
-    result = blend_runs([run], FEW)
+def test_a_table_of_scores(few: BlendResult) -> None:
+    result = few
     rows = result.table()
     assert [row["name"] for row in rows[:6]] == ["good", "fair", "noise", "equal", "tuned", "stack"]
     assert [row["group"] for row in rows[::6]] == ["all", "breast, CS2", "breast, XR"]
@@ -170,15 +175,15 @@ def test_a_table_of_scores(run: Path) -> None:
         result.scores(by="scanner", name="tuend")
 
 
-def test_the_blend_folder(run: Path, tmp_path: Path) -> None:
-    result = blend_runs([run], FEW)
+def test_the_blend_folder(kept_run: Path, few: BlendResult, tmp_path: Path) -> None:
+    result = few
     path = result.write(tmp_path / "blends" / "x")
     blend = read_blend(path.parent)
     assert blend.points == result.points and blend.prevalence == result.oof.prevalence
     for member in blend.members:
         for fold in member.folds.values():
             assert sha256_file(fold["path"]) == fold["sha256"]
-        assert Path(member.run).resolve() == run.resolve() and member.network["backbone"]["name"] == member.member
+        assert Path(member.run).resolve() == kept_run.resolve() and member.network["backbone"]["name"] == member.member
     text = path.read_text(encoding="utf-8")
     assert str(tmp_path) not in text, "paths are relative, so that the project can be moved"
     content = json.loads(text)
@@ -190,8 +195,8 @@ def test_the_blend_folder(run: Path, tmp_path: Path) -> None:
     assert np.array_equal(kept.table.labels, result.oof.labels)
 
 
-def test_the_same_seed_gives_the_same_blend(run: Path, tmp_path: Path) -> None:
-    one = blend_runs([run], FEW).write(tmp_path / "blends" / "one").read_bytes()
+def test_the_same_seed_gives_the_same_blend(kept_run: Path, few: BlendResult, tmp_path: Path) -> None:
+    run, one = kept_run, few.write(tmp_path / "blends" / "one").read_bytes()
     folder = tmp_path / "blends" / "two"
     blend_runs([run], FEW, folder)
     lines = (folder / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
@@ -203,8 +208,8 @@ def test_the_same_seed_gives_the_same_blend(run: Path, tmp_path: Path) -> None:
     assert other != one
 
 
-def test_a_killed_blend_ends_in_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    settings = BlendSettings(trials=1000)
+def test_a_killed_blend_ends_in_the_same_bytes(kept_run: Path, tmp_path: Path) -> None:
+    run, settings = kept_run, BlendSettings(trials=1000)
     folder = tmp_path / "blends" / "killed"
     code = (
         "import sys; from ensemble.crossfit import *\n"
