@@ -66,5 +66,6 @@ def _write_log(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written; call it while holding the folder."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for pattern in (".*.tmp", ".tmp*"):  # ours, and those of safetensors
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
