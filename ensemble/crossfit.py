@@ -40,6 +40,7 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0)
 """Candidates for the stack's C, the inverse of its L2 penalty, on logits of common scale."""
 TENTH = 10
 FEWEST_TRIALS = 100
+"""Of a cross-fit's search: after 20 or 30 trials several fits can still hold the same early trial's weights."""
 JOURNAL_FILE = "trials.jsonl"
 
 
@@ -48,7 +49,7 @@ class BlendSettings:
     """How members are blended.
 
     kind: tuned (simplex weights by Optuna, shrunk towards equal), equal, or stack (regularised logistic regression).
-    trials: Optuna's, for the fit on all cases; cross-fits get a tenth.
+    trials: Optuna's, for the fit on all cases; cross-fits get a tenth, but 100 where there are as many.
     views: none, rot4 or d4, averaged for each patch. threshold: pooled, or across = serves each domain alike.
     """
 

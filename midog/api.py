@@ -105,10 +105,11 @@ def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: 
             (or None) comes from the first run's recipe.
     """
     from ensemble import crossfit
+    from ensemble.oof import split_spec
 
     names = [str(run) for run in runs]
     chosen = {key: value for key, value in settings.items() if value is not None}
-    stored = open_run(names[0].split(":")[0]).recipe.get("blend", {}) if names else {}
+    stored = open_run(split_spec(names[0])[0]).recipe.get("blend", {}) if names else {}
     return crossfit.blend_runs(names, crossfit.BlendSettings(**{**stored, **chosen}), folder)
 
 

@@ -185,10 +185,11 @@ def blend(
     as_json: Json = False,
 ) -> None:
     """Tune weights, calibration and threshold on out-of-fold logits, every score cross-fitted by case."""
+    from ensemble.oof import split_spec
     from midog import api
     from midog.report.text import text_table
 
-    folder = out or Path("blends") / Path(runs[0].split(":")[0]).name
+    folder = out or Path("blends") / split_spec(runs[0])[0].name
     result = api.blend_runs(*runs, folder=folder, kind=kind, trials=trials, views=views, threshold=threshold, seed=seed)
     written = result.write(folder)
     _show({"rows": result.table()}, text_table([_short_row(row) for row in result.table(by_domain=False)]), as_json)

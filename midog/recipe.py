@@ -25,7 +25,7 @@ from midog.settings import (
     switch_words,
     validate,
 )
-from midog.yaml import parse_yaml, yaml_text
+from midog.yaml import parse_yaml
 
 if TYPE_CHECKING:
     from augment.policies import Augment
@@ -134,11 +134,6 @@ def recipe_text(name: str) -> str:
     if not file.is_file():
         raise unknown("recipe", name, list_recipes())
     return file.read_text(encoding="utf-8")
-
-
-def recipe_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    return yaml_text(resolved(recipe))
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -106,6 +106,7 @@ def nested_kind(hint: Any) -> type[Any] | None:
 
 
 def validate(problems: Problems, kind: type[Settings], content: Mapping[str, Any], where: Where) -> Settings | None:
+    """A dataclass from a mapping whose keys are known; None (and lines in `problems`) where a value does not fit."""
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from midog.errors import UsageError
-from midog.recipe import list_recipes, load_recipe, recipe_text, recipe_yaml, resolved
-from midog.yaml import parse_yaml
+from midog.recipe import list_recipes, load_recipe, recipe_text, resolved
+from midog.yaml import parse_yaml, yaml_text
 
 MICRO = "each: {pretrained: random}\nmembers: {a: {backbone: test_vit}}\n"
 
@@ -23,7 +23,7 @@ def write(folder: Path, text: str) -> Path:
 def test_every_shipped_recipe_loads_and_comes_back_equal(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     assert recipe.difference == ()
-    again = load_recipe(write(tmp_path, recipe_yaml(recipe)))
+    again = load_recipe(write(tmp_path, yaml_text(resolved(recipe))))
     assert resolved(again) == resolved(recipe)
     assert list_recipes()[name]
 
@@ -111,7 +111,7 @@ def test_an_inline_backbone_and_a_member_that_says_nothing(tmp_path: Path) -> No
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.members["test_vit"].backbone == "test_vit"
     assert recipe.members["x"].backbone == {"timm": "vit_tiny_patch16_224"}
-    assert resolved(load_recipe(write(tmp_path, recipe_yaml(recipe)))) == resolved(recipe)
+    assert resolved(load_recipe(write(tmp_path, yaml_text(resolved(recipe))))) == resolved(recipe)
 
 
 BAD = [

@@ -101,6 +101,7 @@ def note_contrary(draft: Draft, count: int) -> None:
 
 
 def note_unlisted(draft: Draft, folder: str) -> None:
+    """Note images of `folder` that no row of the draft names."""
     listed = {Path(patch.path).name for patch, _ in draft.rows}
     place = draft.root / folder
     if folder == "." or not place.is_dir():

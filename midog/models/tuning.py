@@ -171,11 +171,6 @@ def apply_tuning(backbone: nn.Module, tune: Tune, record: Backbone) -> None:
         inject_adapter_in_model(config, backbone)
 
 
-def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """What the optimiser gets: every parameter that wants a gradient, in the module's order."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
 PEFT_NAMES = {
     ".base_layer.": ".",
     ".lora_A.default.weight": ".lora_A",

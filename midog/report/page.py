@@ -31,10 +31,8 @@ __all__ = [
     "Drawing",
     "Section",
     "job_figure",
-    "page",
     "published_section",
     "report",
-    "report_sections",
     "table_html",
     "thumbnails",
 ]
@@ -68,17 +66,6 @@ def report(
     whole = page_html(title, _head(title, found), ordered)
     folder = source if source.is_dir() else source.parent
     return write_text(Path(out) if out is not None else folder / REPORT_FILE, whole)
-
-
-def report_sections(source: Path | str) -> list[Section]:
-    """The sections of `report`, for a page of one's own."""
-    return all_sections(gather(Path(source)))
-
-
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """A page of one's own as HTML text: `lead` is the plain sentence that says what it is and what came out."""
-    head = f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>'
-    return page_html(title, head, sections)
 
 
 def gather(source: Path) -> Findings:

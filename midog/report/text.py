@@ -9,7 +9,8 @@ from typing import Any
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of equal keys as aligned text: words to the left, numbers to the right, `–` for None.
 
-    Floats are shown with three decimals; a pair of floats is an interval, shown as `.812–.871`.
+    Floats are shown with three decimals; a pair of floats is an interval, shown as `.812–.871`, or
+    as `-.378 to .132` where a dash would be read as a minus.
     """
     if not rows:
         return "(nothing to show)"
@@ -30,7 +31,8 @@ def cell_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.3f}".replace("0.", ".", 1) if 0 <= value < 1 else f"{value:.3f}"
+        return f"{value:.3f}".replace("0.", ".", 1) if -1 < value < 1 else f"{value:.3f}"
     if isinstance(value, tuple):
-        return "–".join(cell_text(part) for part in value)
+        between = " to " if any(isinstance(part, float) and part < 0 for part in value) else "–"
+        return between.join(cell_text(part) for part in value)
     return str(value)

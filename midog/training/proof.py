@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from augment.fourier import colour_shift
+from augment.policies import Policy
 from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
@@ -21,7 +23,7 @@ from midog.training.identity import fold_identity
 from midog.training.machine import Machine, claim
 from midog.training.member import Member
 from midog.training.optimise import trained_parameters
-from midog.training.patches import Rows, fold_patches
+from midog.training.patches import FoldPatches, Rows, fold_patches
 
 STEPS = 2
 SCORED = 16
@@ -31,7 +33,11 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Proof:
-    """What two steps of a member showed. Seconds are per step and, from that, per epoch."""
+    """What two steps of a member showed. Seconds are per step and, from that, per epoch.
+
+    `colour_shift` is how far Fourier Domain Adaptation moves the mean of each channel, in grey levels, on average over
+    patches and targets; empty where it is off or keeps the mean (`include_dc: false`).
+    """
 
     member: str
     backbone: str
@@ -42,6 +48,7 @@ class Proof:
     seconds_per_epoch: float
     file_bytes: int
     largest_difference: float
+    colour_shift: tuple[float, ...] = ()
 
     def text(self) -> str:
         share = f"{self.trained:,} of {self.parameters:,} parameters trained"
@@ -49,6 +56,7 @@ class Proof:
         return (
             f"{self.member} ({self.backbone}): {share}; loss {self.loss:.4f}; {pace}; fold model "
             f"{self.file_bytes / 1e6:.1f} MB; reloaded logits differ by at most {self.largest_difference:.1e}"
+            + (f"; FDA moves the mean colour by {_levels(self.colour_shift)} grey levels" if self.colour_shift else "")
         )
 
 
@@ -91,4 +99,18 @@ def prove(
         seconds_per_epoch=seconds * full_epoch,
         file_bytes=size,
         largest_difference=difference,
+        colour_shift=_colour_shift(member, patches),
     )
+
+
+def _colour_shift(member: Member, patches: FoldPatches) -> tuple[float, ...]:
+    """Of the first training patches; where targets are other scanners' patches, those of the first one's scanner."""
+    fourier, policy = member.augment.fourier, patches.samples.augmentations[0]
+    if fourier is None or not fourier.include_dc or not isinstance(policy, Policy) or not policy.targets:
+        return ()
+    few = patches.samples.images[patches.samples.rows[:SCORED]]
+    return tuple(float(levels) for levels in colour_shift(few, policy.targets))
+
+
+def _levels(shift: tuple[float, ...]) -> str:
+    return ", ".join(f"{levels:.0f}" for levels in shift)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from midog.models.classifier import Classifier, Network, build_classifier
-from midog.models.tuning import trainable_parameters
+from midog.training.optimise import trained_parameters
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def _train(network: Network, patches: NDArray[np.uint8], weights: Path | None = 
     A few steps alone would leave adapters near their zero start and hide an error in merging them.
     """
     classifier = build_classifier(network, weights)
-    optimiser = torch.optim.SGD(trainable_parameters(classifier), lr=0.05)
+    optimiser = torch.optim.SGD(trained_parameters(classifier).values(), lr=0.05)
     x, label = classifier.prepare(patches), torch.arange(len(patches)) % 2
     for _ in range(3):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(classifier(x), label.float())

@@ -19,9 +19,9 @@ from midog.models.tuning import (
     apply_tuning,
     merged_weight,
     plain_name,
-    trainable_parameters,
     trained_names,
 )
+from midog.training.optimise import trained_parameters
 
 
 def on_meta(name: str) -> nn.Module:
@@ -37,7 +37,7 @@ def test_trainable_adapters_are_the_sum_over_layers(name: str, rank: int) -> Non
     layers = adapted_layers(backbone, Lora(rank=rank), record)
     expected = sum(rank * (layer.in_features + layer.out_features) for layer in layers.values())
     apply_tuning(backbone, Lora(rank=rank), record)
-    assert sum(parameter.numel() for parameter in trainable_parameters(backbone)) == expected
+    assert sum(parameter.numel() for parameter in trained_parameters(backbone).values()) == expected
     assert expected > 0
 
 
@@ -45,7 +45,7 @@ def test_known_count_of_vit_base() -> None:
     """12 blocks · 8 · (qkv 768+2304, proj 768+768, fc1 768+3072, fc2 3072+768); patch_embed.proj is no target."""
     backbone = on_meta("vit_base_patch16_224")
     apply_tuning(backbone, Lora(rank=8), find_backbone("vit_base_patch16_224"))
-    assert sum(parameter.numel() for parameter in trainable_parameters(backbone)) == 1_179_648
+    assert sum(parameter.numel() for parameter in trained_parameters(backbone).values()) == 1_179_648
     assert isinstance(backbone.patch_embed.proj, nn.Conv2d)
 
 
@@ -102,9 +102,9 @@ def test_last_blocks_are_the_last(name: str, blocks: int, some: set[str]) -> Non
 def test_full_trains_all_and_head_nothing() -> None:
     backbone, record = on_meta("test_vit"), find_backbone("test_vit")
     apply_tuning(backbone, Frozen(), record)
-    assert not trainable_parameters(backbone)
+    assert not trained_parameters(backbone)
     apply_tuning(backbone, Full(), record)
-    assert sum(parameter.numel() for parameter in trainable_parameters(backbone)) == record.parameters
+    assert sum(parameter.numel() for parameter in trained_parameters(backbone).values()) == record.parameters
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,11 @@ def test_the_preview_shows_patches_and_their_augmentations(tmp_path: Path, quick
     assert not np.array_equal(pixels[:128, 132:260], pixels[:128, 264:392])
     with pytest.raises(UsageError, match="did you mean micro"):
         preview_augmentation(quick, table, tmp_path / "sheet.png", "mikro")
+
+
+def test_a_dry_run_says_how_far_fourier_targets_move_the_colour(recipe_path: Path, table: PatchTable) -> None:
+    on = load_recipe(recipe_path, ["each.augment={kind: paper}"])
+    shift = dry_run(on, table).proofs[0].colour_shift
+    assert len(shift) == 3 and min(shift) > 1  # photographs against stained tissue
+    kept = load_recipe(recipe_path, ["each.augment={kind: paper, fourier: {include_dc: false}}"])
+    assert dry_run(kept, table).proofs[0].colour_shift == ()
