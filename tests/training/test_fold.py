@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,15 @@ def test_a_fold_killed_at_a_random_moment_ends_in_the_same_bytes(
     }
 
 
+@pytest.fixture
+def control_c_is_heard() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, and continuous integration may be one: hear it anyway."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("control_c_is_heard")
 def test_control_c_leaves_a_fold_that_goes_on(
     tmp_path: Path, recipe: Recipe, table: PatchTable, reference: Path
 ) -> None:
