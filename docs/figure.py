@@ -30,7 +30,7 @@ def draw(blend: Path, out: Path) -> Path:
             )
             axes.plot(value, at, "o", color=INK if at == 0 else QUIET)
             axes.annotate(f"{value:.3f}".lstrip("0"), (value, at), (0, 5), textcoords="offset points", ha="center")
-        axes.set(xlabel=title, xlim=(0.5, 1.0))
+        axes.set(xlabel=title, xlim=(0.4, 1.0))
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set_yticks(range(len(rows)), [f"{name} ({row.scores.n})" for name, row in zip(names, rows, strict=True)])
         axes.tick_params(left=False)

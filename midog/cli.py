@@ -204,12 +204,18 @@ def compare(
     truth: Annotated[Path | None, typer.Option(help="Patch table with labels, for prediction tables.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Paired case-bootstrap of two results: which differences are noise."""
+    """Paired case-bootstrap: which differences are noise. Runs are scored with one view, blends with their own."""
     from midog import api
     from midog.report.text import text_table
 
     comparison = api.compare_results(a, b, by=by.value if by else None, truth=truth)
-    _show({"rows": comparison.table()}, text_table(comparison.table()), as_json)
+    says = f"A is {comparison.a}, B is {comparison.b}: {comparison.verdict} (the bootstrap drew {comparison.drawn})"
+    if any(comparison.left_out):
+        says += (
+            f"; left out: {comparison.left_out[0]} patches that only A has, {comparison.left_out[1]} that only B has"
+        )
+    content = {"verdict": comparison.verdict, "drawn": comparison.drawn, "rows": comparison.table()}
+    _show(content, f"{text_table(comparison.table())}\n\n{says}", as_json)
 
 
 @app.command(rich_help_panel=ENSEMBLE)
