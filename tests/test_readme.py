@@ -13,7 +13,7 @@ from midog.data.synthetic import draw
 from midog.recipe import list_recipes
 
 README = Path(__file__).parent.parent / "README.md"
-INSTEAD = {"AMi-Br": "drawn", "demo": "smoke"}
+INSTEAD = {"AMi-Br": "drawn", "cpu-small": "smoke"}
 
 
 def commands(text: str) -> list[list[str]]:
