@@ -46,7 +46,10 @@ def read_patches(
     from midog.data.patches import read_table
     from midog.data.readers import read_layout
 
-    checked = checks.check(read_layout([Path(source) for source in data]), join_duplicates=join_duplicates)
+    table = read_layout([Path(source) for source in data])
+    if folds is not None:  # made anew, so that nothing can be wrong with the old ones
+        table = folding.without_folds(table)
+    checked = checks.check(table, join_duplicates=join_duplicates)
     if checked.problems:
         return checked
     table = checked.table

@@ -118,6 +118,7 @@ def check(table: PatchTable, cache: Path | None = None, join_duplicates: bool = 
     findings += _repeated_ids(table)
     findings += _overlaps(table, scan)
     findings += _split_cases(table)
+    findings += _lacking_folds(table)
     findings += _worth_knowing(table, scan)
     return Checked(
         replace(table, findings=()),
@@ -285,6 +286,14 @@ def _split_cases(table: PatchTable) -> list[Problem]:
     text = f"{len(bad)} cases are in more than one fold or split"
     fix = "correct the columns split and fold, or delete the column fold to have it made anew"
     return [Problem("leak", text, fix, bad)]
+
+
+def _lacking_folds(table: PatchTable) -> list[Problem]:
+    lacking = folds.lacking_folds(table)
+    if not lacking:
+        return []
+    fix = "correct the column fold, or have it made anew: midog check DATA… --folds grouped:5:0"
+    return [Problem("data", "a class is absent from a fold: nothing can be scored there", fix, lacking)]
 
 
 def _worth_knowing(table: PatchTable, scan: Scan) -> list[Problem]:

@@ -46,7 +46,7 @@ def make_folds(table: PatchTable, spec: str = "grouped:5:0") -> PatchTable:
     Raises: UsageError for another spec; DataError when there are fewer cases than folds, or of a class;
     LeakError when a case is in train and test. A table without train patches, or without any label, needs no classes.
     """
-    table = table.with_patches(replace(patch, fold=None) for patch in table)
+    table = without_folds(table)
     refuse_split_cases(table)
     if spec == "amibr":
         return _amibr_folds(table)
@@ -62,6 +62,11 @@ def make_folds(table: PatchTable, spec: str = "grouped:5:0") -> PatchTable:
     _need_cases(table, cases, count)
     place = _spread(table, cases, np.full(count, 1 / count), seed)
     return _with_folds(table, place)
+
+
+def without_folds(table: PatchTable) -> PatchTable:
+    """The table with its column fold empty."""
+    return table.with_patches(replace(patch, fold=None) for patch in table)
 
 
 def hold_out(table: PatchTable, share: float, seed: int = 0) -> PatchTable:
@@ -161,6 +166,18 @@ def split_cases(table: PatchTable) -> tuple[str, ...]:
         where = "test" if patch.split == "test" else "train" if patch.fold is None else f"fold {patch.fold}"
         places.setdefault(patch.case, set()).add(where)
     return tuple(f"case {case or '(empty)'}: {', '.join(sorted(w))}" for case, w in places.items() if len(w) > 1)
+
+
+def lacking_folds(table: PatchTable) -> tuple[str, ...]:
+    """A line for each fold without a label of one class; none where nothing is labelled."""
+    found: dict[int, set[int | None]] = {}
+    for patch in table:
+        if patch.split == "train" and patch.fold is not None:
+            found.setdefault(patch.fold, set()).add(patch.label)
+    if not any(labels - {None} for labels in found.values()):
+        return ()
+    words = ((1, "atypical"), (0, "normal"))
+    return tuple(f"fold {k}: no {word} patch" for k in sorted(found) for label, word in words if label not in found[k])
 
 
 def _refuse_leaks(table: PatchTable, values: Sequence[str], column: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import midog
 from midog.data.checks import Checked, check
 from midog.data.folds import assign, hold_out, make_folds
 from midog.data.patches import Patch, PatchTable, Problem, read_table
@@ -205,3 +206,12 @@ def test_atnorm_like_duplicates_with_contradicting_labels(tmp_path: Path, store:
     assert kinds(result.problems) == ["leak", "contradiction"]
     joined = checked(tmp_path / "AtNorM-Br", store, join=True)
     assert not joined.problems and len(joined.table) == 3
+
+
+def test_a_fold_of_ones_own_without_a_class_is_a_problem_until_it_is_made_anew(make: Make) -> None:
+    rows = [("a.png", 1, "a", 0), ("b.png", 0, "b", 0), ("c.png", 0, "c", 1), ("d.png", 1, "d", 0)]
+    path = make(rows, "path,label,case,fold")
+    found = midog.read_patches(path)
+    assert [(p.kind, p.details) for p in found.problems] == [("data", ("fold 1: no atypical patch",))]
+    made = midog.read_patches(path, folds="grouped:2:0")
+    assert not made.problems and sorted(made.table.folds) == [0, 0, 1, 1]
