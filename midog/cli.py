@@ -330,13 +330,15 @@ def run(arguments: Sequence[str]) -> int:
         print(_usage(error, arguments), file=sys.stderr)
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped: nothing is lost, the same command continues", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         return 0
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code
+        print("stopped: nothing is lost, the same command continues", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
+INTERRUPTED = 130
 HABITS = {
     "--lr": "--set each.training.lr=1e-4",
     "--learning-rate": "--set each.training.lr=1e-4",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,3 +161,17 @@ def test_python_offers_the_same(at_home: Path) -> None:
     assert midog.open_run("runs/smoke").oof("vit").logits.shape[1] == 8
     with pytest.raises(AttributeError, match="load_bundle"):
         _ = midog.no_such_name
+
+
+def test_ctrl_c_says_that_nothing_is_lost(home: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "midog", "train", "smoke", str(home / "patches.csv"), "-o", str(tmp_path / "run")]
+    command += ["--set", "each.image.size=32", "--set", "each.training.epochs=10000"]
+    hear = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
+    training = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
+    while not list(tmp_path.glob("run/*/fold_0/last.safetensors")):
+        assert training.poll() is None
+        time.sleep(0.05)
+    training.send_signal(signal.SIGINT)
+    said = training.communicate(timeout=60)[1]
+    assert training.returncode == 130 and "stopped: nothing is lost, the same command continues" in said
+    assert "Traceback" not in said
