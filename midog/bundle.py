@@ -8,6 +8,7 @@ and the challenge's container all take it.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,14 @@ def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bu
     return Bundle(folder, manifest, blend, blend.point(use), sha256_bytes(content), device, holder)
 
 
+class OutOfTime(Exception):
+    """The end is projected `seconds` after the deadline."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"{seconds:.1f} s late")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An open bundle at one operating point. `digest` is the sha256 of its manifest, which names every other byte."""
@@ -97,7 +106,11 @@ class Bundle:
         return self.blend.prevalence
 
     def predict(
-        self, images: NDArray[np.uint8] | Images | Any, mpp: float | None = MPP, ids: Sequence[str] | None = None
+        self,
+        images: NDArray[np.uint8] | Images | Any,
+        mpp: float | None = MPP,
+        ids: Sequence[str] | None = None,
+        deadline: float | None = None,
     ) -> Result:
         """Classify patches.
 
@@ -108,16 +121,18 @@ class Bundle:
             mpp: µm per pixel. At about 0.25 the centre is cut out; at another value it is resampled first. None takes
                 the images as they come, as the container must: any size is 0.25 µm/px, and smaller ones are mirrored.
             ids: names of the patches; default "0", "1", …
+            deadline: time of `time.monotonic()` by which to be done, looked at after every fold model.
 
         Returns: one row per image, in order.
 
-        Raises: DataError for images of another shape or type, or showing less than 32 µm, all at once.
+        Raises: DataError for images of another shape or type, or showing less than 32 µm, all at once; OutOfTime as
+            soon as the end is projected to come after the deadline.
         """
         patches, usable = _gather(images, mpp)
         names = tuple(map(str, range(len(images)))) if ids is None else tuple(ids)
         if len(names) != len(images):
             raise DataError(f"{len(names)} ids for {len(images)} images", "one id per image")
-        logits = self._member_logits(patches)
+        logits = self._member_logits(patches, deadline)
         blended = combine(self.point, logits)
         z, flags = np.full(len(names), np.nan), np.zeros(len(names), dtype=np.bool_)
         z[usable] = blended
@@ -145,7 +160,7 @@ class Bundle:
         p = min(max(p, 1e-12), 1 - 1e-12)
         return self.point.shift + self.point.temperature * math.log(p / (1 - p))
 
-    def _member_logits(self, patches: Any) -> NDArray[np.float64]:
+    def _member_logits(self, patches: Any, deadline: float | None = None) -> NDArray[np.float64]:
         """(n, members) logits of the operating point's members: each the mean over its fold models and the views."""
         from augment.views import VIEW_SETS
         from midog.models.classifier import Inference
@@ -155,20 +170,29 @@ class Bundle:
         device = pick_device(self.device)
         views = VIEW_SETS[self.point.views]
         entries = {entry["name"]: entry for entry in self.manifest["members"]}
-        logits = np.empty((len(patches), len(self.point.members)), dtype=np.float64)
+        logits = np.zeros((len(patches), len(self.point.members)), dtype=np.float64)
         if not len(patches):
             return logits
+        clock = _Clock(deadline, [self._cost(entries[name]) for name in self.point.members])
         for backbone, members in _by_backbone([entries[name] for name in self.point.members]):
             file = None if backbone is None else self.folder / backbone
             inference = Inference(Network.from_dict(members[0]["network"]), file, device)
             for entry in members:
-                folds = [
-                    predict_logits(inference.switch(self.folder / name), patches, views, device, label=entry["name"])
-                    for _, name in sorted(entry["folds"].items(), key=lambda item: int(item[0]))
-                ]
                 column = self.point.members.index(entry["name"])
-                logits[:, column] = np.mean([fold.mean(axis=1) for fold in folds], axis=0)
+                for _, name in sorted(entry["folds"].items(), key=lambda item: int(item[0])):
+                    model = inference.switch(self.folder / name)
+                    found = predict_logits(model, patches, views, device, label=entry["name"])
+                    logits[:, column] += found.mean(axis=1) / len(entry["folds"])
+                    clock.passed(self._cost(entry) / len(entry["folds"]))
+            del inference, model  # before the next backbone is read: never two in memory
         return logits
+
+    def _cost(self, entry: Mapping[str, Any]) -> float:
+        """Work of a member's fold models, in bytes of weights that patches pass through: for projections only."""
+        files = self.manifest["files"]
+        first = next(iter(entry["folds"].values()))
+        weights = files[entry["backbone"] or first]["bytes"]
+        return float(weights * len(entry["folds"]))
 
     def _seen(self, patches: Any) -> NDArray[np.bool_]:
         known = set(self.manifest["training"]["pixels"])
@@ -186,6 +210,20 @@ class Bundle:
             elif left_out:
                 notes.append(f"patch {names[index]}: no finite logit from {', '.join(left_out)}, answered without")
         return tuple(notes)
+
+
+class _Clock:
+    """Projects the end from the share of `costs` that is done. Raises OutOfTime when that is after the deadline."""
+
+    def __init__(self, deadline: float | None, costs: Sequence[float]) -> None:
+        self.deadline, self.whole, self.done, self.started = deadline, sum(costs), 0.0, time.monotonic()
+
+    def passed(self, cost: float) -> None:
+        self.done += cost
+        now = time.monotonic()
+        late = now + (now - self.started) * (self.whole / self.done - 1) - (self.deadline or math.inf)
+        if late > 0 and self.done < self.whole * (1 - 1e-9):
+            raise OutOfTime(late)
 
 
 def _by_backbone(members: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, list[Mapping[str, Any]]]]:

@@ -37,6 +37,12 @@ class Challenge:
     use_variable: str = "MIDOG_USE"
     members_variable: str = "MIDOG_MEMBERS"
     views_variable: str = "MIDOG_VIEWS"
+    api_variable: str = "MIDOG_API"
+    budget_variable: str = "MIDOG_TIME_BUDGET"
+
+    api_methods: tuple[str, str] = ("exec", "invoke")
+    api_label: str = "org.grand-challenge.api-method"
+    port: int = 4743  # of the invoke flavour
 
     pages: int = 16  # usual length of a stack; no limit is enforced
     page_size: int = 128

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ensemble.blend import OperatingPoint
 from midog.archive import locate
 from midog.errors import UsageError, WeightsError
+from midog.result import Result
 from submission.challenge import TRACK2, plain
 
 if TYPE_CHECKING:
@@ -79,8 +81,47 @@ def points_have_one(use: str, points: Mapping[str, OperatingPoint]) -> bool:
     return use not in points or points[use].views != "none"
 
 
+def lighter_points(point: OperatingPoint, points: Mapping[str, OperatingPoint]) -> list[OperatingPoint]:
+    """What a time budget may walk down to from `point`, in this order: fewer views, fewer members, fewer of both.
+
+    Only points whose members are among its own; `fast/1` ends the walk.
+    """
+    one_view = f"{point.name.removesuffix('/1')}/1"
+    tops = sorted((name for name in points if name.startswith("top:")), key=lambda name: -int(name[4:].split("/")[0]))
+    order = [one_view, *(name for name in tops if name.endswith("/1")), "fast/1"]
+    found = [points[name] for name in dict.fromkeys(order) if name in points and name != point.name]
+    return [lighter for lighter in found if set(lighter.members) <= set(point.members)]
+
+
+def predict_by(deadline: float, bundle: Bundle, pages: Sequence[Any]) -> Result:
+    """Predict at the richest operating point that is ready by `deadline`, a time of the monotonic clock.
+
+    The projected end is looked at after every fold model. The last point of the walk runs whatever the clock says:
+    a late answer is better than none. The result's first notes tell what was given up.
+    """
+    from midog.bundle import OutOfTime
+
+    notes: list[str] = []
+    points = [bundle.point, *lighter_points(bundle.point, bundle.blend.points)]
+    for point, lighter in zip(points, [*points[1:], None], strict=True):
+        try:
+            result = bundle.at(point.name).predict(pages, mpp=None, deadline=None if lighter is None else deadline)
+        except OutOfTime as late:
+            assert lighter is not None
+            notes.append(f"time budget: {point.name} would end {late.seconds:.0f} s late, going on with {lighter.name}")
+        else:
+            break
+    return replace(result, notes=(*notes, *result.notes))
+
+
+def import_heavy() -> None:
+    """Import what inference needs and nothing has imported yet, so that it can be timed apart."""
+    import midog.models.classifier
+    import midog.models.predict  # noqa: F401
+
+
 def banner(bundle: Bundle, model: Path) -> str:
-    """One line: versions, device, bundle, operating point. Imports all that inference needs, to be timed apart."""
+    """One line: versions, device, bundle, operating point."""
     import timm
     import torch
 
