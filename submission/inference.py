@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.api == "invoke":
             from submission.server import serve
 
-            return serve(options.input, options.output, partial(load_bundle, options.model), options.time_budget)
+            status: int = serve(options.input, options.output, partial(load_bundle, options.model), options.time_budget)
+            return status
         answer(options.input, options.output, partial(load_bundle, options.model), options.time_budget)
     except Exception as error:
         return explain(error)

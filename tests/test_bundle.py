@@ -435,7 +435,7 @@ def test_a_member_without_a_finite_logit_is_left_out_and_told(bundle, monkeypatc
     whole = bundle.predict(images)
     logits = bundle._member_logits(images)
     logits[1, 0] = np.nan
-    monkeypatch.setattr(Bundle, "_member_logits", lambda self, patches: logits)
+    monkeypatch.setattr(Bundle, "_member_logits", lambda self, patches, deadline: logits)
     result = bundle.predict(images)
     assert result.logit[0] == whole.logit[0]
     assert result.logit[1] == pytest.approx((0.3 * logits[1, 1] + 0.2 * logits[1, 2]) / 0.5)
