@@ -22,9 +22,16 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 
 # requirements.txt: every version exact, transitive ones too, with hashes, for Linux x86-64, aarch64 and macOS.
+# requirements-container.txt: the same versions, what inference needs beside the base image's torch and no more. timm
+# works without huggingface-hub: an image that never downloads does without a downloader.
 lock: .venv/ready
 	$(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
 		--custom-compile-command "make lock" --extra train --extra test pyproject.toml -o requirements.txt
+	@mkdir -p build
+	printf "%s ; python_version < '3'\n" torch torchvision huggingface-hub > build/left-out.txt
+	$(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-emit-index-url \
+		--custom-compile-command "make lock" --constraint requirements.txt --overrides build/left-out.txt \
+		pyproject.toml -o requirements-container.txt
 
 .venv/ready: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "midog needs Python 3.11 or newer: install it, or make PYTHON=/path/to/python3.11"; exit 2; }

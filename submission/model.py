@@ -116,8 +116,13 @@ def predict_by(deadline: float, bundle: Bundle, pages: Sequence[Any]) -> Result:
 
 def import_heavy() -> None:
     """Import what inference needs and nothing has imported yet, so that it can be timed apart."""
+    import timm
+    import torch
+
     import midog.models.classifier
     import midog.models.predict  # noqa: F401
+
+    del timm, torch
 
 
 def banner(bundle: Bundle, model: Path) -> str:
