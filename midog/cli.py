@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -12,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from midog.container_cli import container_app
 from midog.errors import CheckFailed, MidogError, UsageError
+from midog.terminal import Json, note, show, wrote
 
 DATA, TRAIN, ENSEMBLE, SUBMIT, LOOK = "1 data", "2 train", "3 ensemble", "4 submit", "look"
 
@@ -27,6 +28,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Download a public data set.")
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the recipes that ship with the package.")
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=TRAIN)
+app.add_typer(container_app, name="container", rich_help_panel=SUBMIT)
 
 
 class By(str, Enum):
@@ -38,7 +40,6 @@ class By(str, Enum):
     laboratory = "laboratory"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value of the recipe: members.uni.training.lr=5e-5")
 ]
@@ -62,11 +63,11 @@ def check(
     from midog import api
 
     checked = api.read_patches(*data, folds=folds, hold_out=hold_out, join_duplicates=join_duplicates, extend=extend)
-    _show(checked.summary(), checked.text(), as_json)
+    show(checked.summary(), checked.text(), as_json)
     if checked.problems:
         raise CheckFailed(f"{len(checked.problems)} kinds of problem; nothing was written", "see the fix of each above")
     if out:
-        _wrote(checked.write(out))
+        wrote(checked.write(out))
 
 
 @data_app.command("get")
@@ -77,7 +78,7 @@ def data_get(
     """Download a public data set; resumes where it stopped and checks what came."""
     from midog.data import download
 
-    _wrote(download.download(name, folder))
+    wrote(download.download(name, folder))
 
 
 @app.command(rich_help_panel=DATA)
@@ -93,7 +94,7 @@ def preview(
     from midog.recipe import load_recipe
     from midog.training.launch import preview_augmentation
 
-    _wrote(preview_augmentation(load_recipe(recipe, sets or ()), api.as_table(patches), out, member))
+    wrote(preview_augmentation(load_recipe(recipe, sets or ()), api.as_table(patches), out, member))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -122,9 +123,9 @@ def train(
         return
     folder = out or Path("runs") / Path(recipe).stem
     launch.train_recipe(
-        loaded, table, folder, members=member, folds=fold, pretrained=pretrained, threads=threads, report=_note
+        loaded, table, folder, members=member, folds=fold, pretrained=pretrained, threads=threads, report=note
     )
-    _wrote(folder, next_command=f"midog blend {folder} -o blends/{folder.name}")
+    wrote(folder, next_command=f"midog blend {folder} -o blends/{folder.name}")
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -137,7 +138,7 @@ def status(
     from midog.report.text import text_table
 
     rows = status_rows(run) if run else runs_rows(Path("runs"))
-    _show({"rows": rows}, text_table(rows), as_json)
+    show({"rows": rows}, text_table(rows), as_json)
 
 
 @recipes_app.command("list")
@@ -147,7 +148,7 @@ def recipes_list(as_json: Json = False) -> None:
     from midog.report.text import text_table
 
     rows = [{"recipe": name, "what for": purpose} for name, purpose in list_recipes().items()]
-    _show({"recipes": rows}, text_table(rows), as_json)
+    show({"recipes": rows}, text_table(rows), as_json)
 
 
 @recipes_app.command("show")
@@ -170,7 +171,7 @@ def recipes_copy(
     target = out or Path(f"{name}.yaml")
     if target.exists():
         raise UsageError(f"{target} exists", f"midog recipes copy {name} ANOTHER.yaml")
-    _wrote(write_text(target, recipe_text(name)), next_command=f"midog train {target} patches.csv --dry-run")
+    wrote(write_text(target, recipe_text(name)), next_command=f"midog train {target} patches.csv --dry-run")
 
 
 @app.command(rich_help_panel=ENSEMBLE)
@@ -192,8 +193,8 @@ def blend(
     folder = out or Path("blends") / split_spec(runs[0])[0].name
     result = api.blend_runs(*runs, folder=folder, kind=kind, trials=trials, views=views, threshold=threshold, seed=seed)
     written = result.write(folder)
-    _show({"rows": result.table()}, text_table([_short_row(row) for row in result.table(by_domain=False)]), as_json)
-    _wrote(written, next_command=f"midog bundle {folder} -o model.tar.gz")
+    show({"rows": result.table()}, text_table([_short_row(row) for row in result.table(by_domain=False)]), as_json)
+    wrote(written, next_command=f"midog bundle {folder} -o model.tar.gz")
 
 
 @app.command(rich_help_panel=ENSEMBLE)
@@ -215,7 +216,7 @@ def compare(
             f"; left out: {comparison.left_out[0]} patches that only A has, {comparison.left_out[1]} that only B has"
         )
     content = {"verdict": comparison.verdict, "drawn": comparison.drawn, "rows": comparison.table()}
-    _show(content, f"{text_table(comparison.table())}\n\n{says}", as_json)
+    show(content, f"{text_table(comparison.table())}\n\n{says}", as_json)
 
 
 @app.command(rich_help_panel=ENSEMBLE)
@@ -226,7 +227,7 @@ def report(
     """Write one self-contained HTML page of figures."""
     from midog.report import page
 
-    _wrote(page.report(source, out))
+    wrote(page.report(source, out))
 
 
 @app.command(rich_help_panel=SUBMIT)
@@ -239,7 +240,7 @@ def bundle(
     from midog import api
 
     written = api.pack_bundle(blend, out, pretrained)
-    _wrote(written, next_command=f"midog predict {written} patches.csv -o out.csv")
+    wrote(written, next_command=f"midog predict {written} patches.csv -o out.csv")
 
 
 @app.command(rich_help_panel=SUBMIT)
@@ -257,9 +258,9 @@ def predict(
     if Path(what).suffix == ".gz" or Path(bundle).suffix == ".csv":
         raise UsageError("the arguments are swapped", f"midog predict {what} {bundle} -o {out}")
     result = predict_what(api.load_bundle(bundle, use=use), what, split=split)
-    for note in result.notes:
-        _note(note)
-    _wrote(result.write(out), next_command=f"midog evaluate {out} {what}")
+    for line in result.notes:
+        note(line)
+    wrote(result.write(out), next_command=f"midog evaluate {out} {what}")
 
 
 @app.command(rich_help_panel=SUBMIT)
@@ -278,7 +279,7 @@ def evaluate(
         result = evaluation.evaluate_folder(predictions, truth)
     else:
         result = evaluation.evaluate_predictions(predictions, truth, by=by.value, split=split, bundle=bundle)
-    _show(result.metrics(), result.text(), as_json)
+    show(result.metrics(), result.text(), as_json)
     if not result.official:
         raise CheckFailed("the official evaluator would have refused this", "see the problems above")
 
@@ -302,7 +303,7 @@ def bench(
     from midog.report.text import text_table
 
     rows = import_module(f"midog.bench.{part.value}").measure()
-    _show({"rows": rows}, text_table(rows), as_json)
+    show({"rows": rows}, text_table(rows), as_json)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -389,15 +390,3 @@ def _short_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "log_loss": "log-loss",
     }
     return {title: row[key] for key, title in names.items()}
-
-
-def _show(content: Mapping[str, Any], text: str, as_json: bool) -> None:
-    print(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _wrote(path: Path, next_command: str = "") -> None:
-    _note(f"wrote {path}" + (f"\nnext: {next_command}" if next_command else ""))

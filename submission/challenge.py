@@ -42,6 +42,8 @@ class Challenge:
 
     api_methods: tuple[str, str] = ("exec", "invoke")
     api_label: str = "org.grand-challenge.api-method"
+    submission_label: str = "org.midog.submission"
+    commit_label: str = "org.opencontainers.image.revision"
     port: int = 4743  # of the invoke flavour
 
     pages: int = 16  # usual length of a stack; no limit is enforced
