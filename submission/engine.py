@@ -9,7 +9,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ PYTHON = "/opt/venv/bin/python"
 SHARED_MEMORY = "128m"
 """Below the platform's, so that nothing leans on it."""
 PROCESSES = 256
+STDERR = 2
 TMP_SIZE = "1g"
 
 
@@ -38,7 +38,7 @@ class Engine:
 
     def run(self, *words: object) -> None:
         """Carry it out with the engine's own output on stderr."""
-        done = subprocess.run(self.command(*words), stdout=sys.stderr, check=False)
+        done = subprocess.run(self.command(*words), stdout=STDERR, check=False)
         if done.returncode:
             raise MidogError(f"`{shlex.join(self.command(*words)[:3])} …` ended with status {done.returncode}", _LOOK)
 
