@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # A container engine and a base image where there is neither docker nor an image registry: Debian 12, as root.
 #
-#   source .ci/without-docker.sh        installs podman, makes the base once, sets the variables below
-#   midog container build BUNDLE $MIDOG_BUILD && midog container test
+#   eval "$(.ci/without-docker.sh)"     installs podman, makes the base once, prints the variables that are set
+#   midog container build BUNDLE $MIDOG_BUILD && midog container test BUNDLE
 #
 # The base stands in for pytorch/pytorch: Debian's own Python, and the torch and torchvision of .venv beside it. It has
 # the layout and the versions of the real one, not its CUDA build, its driver or its Linux distribution.
 # Settings are our own (CONTAINERS_STORAGE_CONF, CONTAINERS_CONF): the machine's podman stays as it is, and
 # `rm -rf "$MIDOG_ENGINE"` removes everything.
 set -euo pipefail
-[ "$(id -u)" = 0 ] || { echo "this needs root; with docker or podman at hand it is not needed" >&2; return 2 2>/dev/null || exit 2; }
+[ "$(id -u)" = 0 ] || { echo "this needs root; with docker or podman at hand it is not needed" >&2; exit 2; }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export MIDOG_ENGINE=${MIDOG_ENGINE:-${XDG_CACHE_HOME:-$HOME/.cache}/midog-engine}
+root=$(cd "$(dirname "$0")/.." && pwd)
+MIDOG_ENGINE=${MIDOG_ENGINE:-${XDG_CACHE_HOME:-$HOME/.cache}/midog-engine}
 base=localhost/pytorch-stand-in:2.9.1
 mkdir -p "$MIDOG_ENGINE"
 
@@ -20,7 +20,7 @@ missing=()
 for tool in podman runc mmdebstrap; do command -v $tool >/dev/null || missing+=($tool); done
 if [ ${#missing[@]} -gt 0 ]; then
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
-    >"$MIDOG_ENGINE/apt.log" 2>&1 || { tail -5 "$MIDOG_ENGINE/apt.log" >&2; return 1 2>/dev/null || exit 1; }
+    >"$MIDOG_ENGINE/apt.log" 2>&1 || { tail -5 "$MIDOG_ENGINE/apt.log" >&2; exit 1; }
 fi
 
 cat > "$MIDOG_ENGINE/storage.conf" <<X
@@ -68,5 +68,7 @@ while read -r path; do
   [ ! -d "$path" ] || binds+=("--volume=$path:$path:ro")
 done < <(python3 -m pip config list 2>/dev/null | grep -oE "(file://)?/[^ '\"]+" | grep -v -e '\.crt' -e '\.txt' | sort -u)
 options=(--isolation=chroot --network=host --pull=never "${binds[@]}")
-export MIDOG_BUILD="--engine podman --base $base --cuda 12.8 $(printf -- '--engine-arg=%s ' "${options[@]}")"
-set +eu
+cat <<X
+export CONTAINERS_STORAGE_CONF='$CONTAINERS_STORAGE_CONF' CONTAINERS_CONF='$CONTAINERS_CONF'
+export MIDOG_BUILD='--engine podman --base $base --cuda 12.8 ${options[*]/#/--engine-arg=}'
+X

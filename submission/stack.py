@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from midog.data.pixels import to_rgb
 from midog.errors import ContractError
@@ -166,7 +167,7 @@ def _read_tiff(path: Path, notes: list[str]) -> Iterator[Pixels | None]:
     try:
         directories = count_directories(path)
         try:
-            image = Image.open(path)
+            image = _open_image(path)
         except UnidentifiedImageError:
             yield from _read_itk(path, notes, directories)  # float RGB, which Pillow does not know
             return
@@ -185,8 +186,16 @@ def _read_tiff(path: Path, notes: list[str]) -> Iterator[Pixels | None]:
             notes.append(_undecodable(page, error))
             yield None
             image.close()  # what a failed decoder left behind must not touch the next page
-            image = Image.open(path)
+            image = _open_image(path)
     image.close()
+
+
+def _open_image(path: Path) -> Image.Image:
+    """The file at its first page. Pillow refuses a file whose first page is too large; here only that page is lost."""
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        return TiffImageFile(path)
 
 
 def _undecodable(page: int, error: Exception) -> str:
