@@ -16,7 +16,12 @@ from typing import Any
 from midog.archive import manifest_bytes, read_manifest
 from midog.errors import DataError
 from midog.files import sha256_bytes
-from submission.archive_rules import (
+from submission.challenge import plain
+from submission.ledger import Entry, read_ledger
+from submission.preflight.content import Baked, find_bundle, find_user, lay_over
+from submission.preflight.image_file import Image, intact, open_image, read_to_end
+from submission.preflight.layers import SHOWN_FILES, Scan, scan_archive
+from submission.preflight.rules import (
     LIMIT,
     LINES,
     SIZES,
@@ -28,11 +33,6 @@ from submission.archive_rules import (
     tested_bundle,
     user_of,
 )
-from submission.challenge import plain
-from submission.image_content import Baked, find_bundle, find_user, lay_over
-from submission.image_file import Image, intact, open_image, read_to_end
-from submission.image_layers import SHOWN_FILES, Scan, scan_archive
-from submission.ledger import Entry, read_ledger
 from submission.verdict import Verdict, failures, verdict_table
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from submission import output_checks as output
-from submission import surrounding_checks as surroundings
-from submission.jobs import Job
-from submission.output_checks import Check
-from submission.runners import Runner
-from submission.trials import Evidence, Predict, Report, gather
+from submission.trial import output_checks as output
+from submission.trial import surrounding_checks as surroundings
+from submission.trial.jobs import Job
+from submission.trial.output_checks import Check
+from submission.trial.runners import Runner
+from submission.trial.trials import Evidence, Predict, Report, gather
 from submission.verdict import Verdict, passed
 
 CHECKS: Mapping[str, tuple[str, Check]] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from midog.errors import MidogError, UsageError
 from submission.challenge import TRACK2
-from submission.runners import GIB, Conditions, Outcome, run_command
+from submission.trial.runners import GIB, Conditions, Outcome, run_command
 
 ENGINES = ("docker", "podman")
 PYTHON = "/opt/venv/bin/python"

@@ -17,9 +17,9 @@ from submission.challenge import TRACK2
 from submission.conformance import conform
 from submission.container import image_digest
 from submission.engine import Engine, EngineRunner, contract_flags, find_engine
-from submission.jobs import make_jobs
 from submission.predict import predict_what
-from submission.runners import Conditions, ProcessRunner, Runner
+from submission.trial.jobs import make_jobs
+from submission.trial.runners import Conditions, ProcessRunner, Runner
 from submission.verdict import Verdict, failures, verdict_table
 
 Report = Callable[[str], None]

@@ -18,8 +18,8 @@ from midog.archive import manifest_bytes
 from midog.bundle import open_bundle
 from midog.errors import DataError, WeightsError
 from submission.archive import Preflight, judge, preflight
-from submission.image_layers import scan_archive
 from submission.ledger import Entry, append, mark_sent
+from submission.preflight.layers import scan_archive
 
 USER = 1000
 PASSWD = (

@@ -8,10 +8,10 @@ import pytest
 
 from midog.bundle import open_bundle
 from submission.conformance import CHECKS, conform, judge
-from submission.jobs import BASE, make_jobs, open_to_all
 from submission.predict import predict_what
-from submission.runners import Conditions, ProcessRunner
-from submission.trials import STATUS, Evidence, run_job
+from submission.trial.jobs import BASE, make_jobs, open_to_all
+from submission.trial.runners import Conditions, ProcessRunner
+from submission.trial.trials import STATUS, Evidence, run_job
 from submission.verdict import failures, verdict_table
 
 HONEST = """

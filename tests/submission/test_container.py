@@ -24,7 +24,7 @@ from midog.cli import run
 from midog.errors import MidogError, UsageError
 from submission import container, engine
 from submission.challenge import TRACK2
-from submission.runners import Conditions
+from submission.trial.runners import Conditions
 
 ROOT = Path(__file__).parents[2]
 FAKE = """#!{python}

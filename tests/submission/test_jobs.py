@@ -11,9 +11,9 @@ from PIL import Image
 
 from midog.errors import ContractError
 from submission.challenge import TRACK2
-from submission.jobs import BASE, COUNT, draw_patches, listing, make_jobs
-from submission.odd_tiffs import plain_page, planar_page, tiled_page, write_tiff
 from submission.stack import read_job
+from submission.trial.jobs import BASE, COUNT, draw_patches, listing, make_jobs
+from submission.trial.odd_tiffs import plain_page, planar_page, tiled_page, write_tiff
 
 
 @pytest.fixture(scope="module")

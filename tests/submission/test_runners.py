@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from submission.runners import GIB, Conditions, ProcessRunner
+from submission.trial.runners import GIB, Conditions, ProcessRunner
 
 SEE = """
 import json, os, resource, sys

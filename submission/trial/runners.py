@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Protocol
 
 from submission.challenge import TRACK2
-from submission.enclosure import HOME, USER, Enclosure, interpreter
+from submission.trial.enclosure import HOME, USER, Enclosure, interpreter
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "submission" / "inference.py"
 PACKAGES = ("midog", "submission", "ensemble", "augment")
 APP = "/opt/app"

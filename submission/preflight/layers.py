@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from midog.archive import LARGEST_JSON
-from submission.credentials import find_credential
-from submission.image_streams import (
+from submission.preflight.credentials import find_credential
+from submission.preflight.streams import (
     BLOCK,
     UNREADABLE,
     ArchiveMember,

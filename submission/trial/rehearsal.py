@@ -12,7 +12,7 @@ import numpy as np
 from midog.files import write_bytes, write_text
 from submission.challenge import TRACK2
 from submission.evaluate import GROUND_TRUTH_FILE
-from submission.trials import Trial
+from submission.trial.trials import Trial
 
 DOMAINS = 3
 

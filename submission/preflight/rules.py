@@ -10,16 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from submission.challenge import TRACK2, plain
-from submission.credentials import find_variables, has_password
-from submission.image_content import Baked, Content, User, file_problem, script_problem
-from submission.image_layers import SCRIPT
 from submission.ledger import Entry, used_before
+from submission.preflight.content import Baked, Content, User, file_problem, script_problem
+from submission.preflight.credentials import find_variables, has_password
+from submission.preflight.layers import SCRIPT
 from submission.verdict import Verdict
 
 LIMIT = 10_000_000_000
 """Bytes of an unpacked image that the challenge allows."""
 CLOSE = 0.8  # of the limit: warned about
-SUBMISSION_LABEL = "org.midog.submission"
 SHOWN_PROBLEMS = 3
 
 NAMED = "named .tar, .tar.gz or .tar.xz, decompresses"
@@ -114,8 +113,8 @@ def configured(config: Mapping[str, Any], digest: str) -> Iterator[Verdict]:
     )
     labels = settings_of(config).get("Labels")
     labels = labels if isinstance(labels, dict) else {}
-    submission = plain(labels.get(SUBMISSION_LABEL) or "none")
-    yield Verdict(LINES[DIGEST], DIGEST, "info", f"{digest}, {SUBMISSION_LABEL}: {submission}")
+    submission = plain(labels.get(TRACK2.submission_label) or "none")
+    yield Verdict(LINES[DIGEST], DIGEST, "info", f"{digest}, {TRACK2.submission_label}: {submission}")
     yield _api(labels)
 
 
@@ -211,7 +210,7 @@ def new_digest(digest: str, entries: Sequence[Entry] | None) -> Verdict:
     if used is None:
         return decide(NEW, "", f"not among {len(entries)} entries of the ledger")
     words = "This container image has already been uploaded."
-    fix = f"build it with another {SUBMISSION_LABEL} label"
+    fix = f"build it with another {TRACK2.submission_label} label"
     return decide(
         NEW, f"{words} ({used.event} on {used.date}, submission {plain(used.submission or 'unknown')}; {fix})"
     )

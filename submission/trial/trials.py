@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from midog.archive import MANIFEST_FILE, locate, parse_manifest, unpack
 from midog.errors import UsageError
 from submission.challenge import TRACK2
-from submission.jobs import BASE, Job, open_to_all
-from submission.runners import Conditions, Outcome, Runner
+from submission.trial.jobs import BASE, Job, open_to_all
+from submission.trial.runners import Conditions, Outcome, Runner
 
 Report = Callable[[str], None]
 Predict = Callable[[Path], Sequence[float]]

@@ -9,7 +9,7 @@ from typing import Any
 from midog.archive import MANIFEST_FILE, parse_manifest
 from midog.errors import MidogError
 from midog.files import sha256_bytes
-from submission.image_layers import MODEL, PASSWD, Item, Layer
+from submission.preflight.layers import MODEL, PASSWD, Item, Layer
 
 NO_HOMES = ("", "/", "/root", "/nonexistent", "/dev/null")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from midog.files import sha256_bytes
-from submission.archive_rules import CONFIG, INTACT, MANIFEST, NAME, NAMED, ONE_IMAGE, decide, some, warn
 from submission.challenge import plain
-from submission.image_layers import LARGEST_DOCUMENT, Layer, Scan
+from submission.preflight.layers import LARGEST_DOCUMENT, Layer, Scan
+from submission.preflight.rules import CONFIG, INTACT, MANIFEST, NAME, NAMED, ONE_IMAGE, decide, some, warn
 from submission.verdict import Verdict
 
 SUFFIXES = (".tar", ".tar.gz", ".tar.xz")

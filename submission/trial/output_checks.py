@@ -14,8 +14,8 @@ from midog.errors import MidogError
 from submission.answers import official_problems, own_problems
 from submission.challenge import TRACK2, plain
 from submission.evaluate import evaluate_folder
-from submission.rehearsal import independent_scores, write_evaluation
-from submission.trials import Evidence, Trial
+from submission.trial.rehearsal import independent_scores, write_evaluation
+from submission.trial.trials import Evidence, Trial
 from submission.verdict import Status, Verdict
 
 TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from submission.challenge import TRACK2
-from submission.odd_tiffs import plain_page, planar_page, tiled_page, write_tiff, zero_page
+from submission.trial.odd_tiffs import plain_page, planar_page, tiled_page, write_tiff, zero_page
 
 Pixels = NDArray[np.uint8]
 Fill = Callable[[Path], object]

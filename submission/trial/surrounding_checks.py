@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from submission.challenge import TRACK2, plain
-from submission.output_checks import UNANSWERED, Check, Finding, first, say
-from submission.runners import GIB
-from submission.trials import STATUS, Evidence, Trial
+from submission.trial.output_checks import UNANSWERED, Check, Finding, first, say
+from submission.trial.runners import GIB
+from submission.trial.trials import STATUS, Evidence, Trial
 
 SHARED_KILOBYTES = 128 * 1024
 PROCESSES = 256
