@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ class Bundle:
     digest: str
     device: str = "auto"
     holder: Any = None  # keeps the temporary folder of an archive while this lives
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # a single backbone, between calls
 
     def at(self, use: str) -> Bundle:
         """The same bundle at another operating point. Raises: UsageError with the nearest name."""
@@ -174,9 +175,14 @@ class Bundle:
         if not len(patches):
             return logits
         clock = _Clock(deadline, [self._cost(entries[name]) for name in self.point.members])
-        for backbone, members in _by_backbone([entries[name] for name in self.point.members]):
-            file = None if backbone is None else self.folder / backbone
-            inference = Inference(Network.from_dict(members[0]["network"]), file, device)
+        groups = _by_backbone([entries[name] for name in self.point.members])
+        kept = dict(self.kept)
+        self.kept.clear()
+        for key, members in groups.items():
+            file = None if members[0]["backbone"] is None else self.folder / members[0]["backbone"]
+            network = Network.from_dict(members[0]["network"])
+            inference = kept.pop(key, None) or Inference(network, file, device)
+            kept.clear()
             for entry in members:
                 column = self.point.members.index(entry["name"])
                 for _, name in sorted(entry["folds"].items(), key=lambda item: int(item[0])):
@@ -184,6 +190,8 @@ class Bundle:
                     found = predict_logits(model, patches, views, device, label=entry["name"])
                     logits[:, column] += found.mean(axis=1) / len(entry["folds"])
                     clock.passed(self._cost(entry) / len(entry["folds"]))
+            if len(groups) == 1:
+                self.kept[key] = inference
             del inference, model  # before the next backbone is read: never two in memory
         return logits
 
@@ -226,13 +234,13 @@ class _Clock:
             raise OutOfTime(late)
 
 
-def _by_backbone(members: Sequence[Mapping[str, Any]]) -> list[tuple[str | None, list[Mapping[str, Any]]]]:
+def _by_backbone(members: Sequence[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
     """Members grouped so that each backbone is built once: by file, and without one by architecture."""
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for entry in members:
         record = entry["network"]["backbone"]
         groups.setdefault((entry["backbone"], repr((record["timm"], record["timm_kwargs"]))), []).append(entry)
-    return [(file, group) for (file, _), group in groups.items()]
+    return groups
 
 
 def _gather(images: Any, mpp: float | None) -> tuple[Any, list[int]]:

@@ -290,6 +290,7 @@ class BenchPart(str, Enum):
     augment = "augment"
     train = "train"
     ensemble = "ensemble"
+    cold_start = "cold-start"
 
 
 @app.command(rich_help_panel=LOOK)
@@ -302,7 +303,7 @@ def bench(
 
     from midog.report.text import text_table
 
-    rows = import_module(f"midog.bench.{part.value}").measure()
+    rows = import_module(f"midog.bench.{part.name}").measure()
     show({"rows": rows}, text_table(rows), as_json)
 
 

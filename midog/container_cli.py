@@ -84,9 +84,7 @@ def test(
 
     if no_engine and engine:
         raise UsageError("--engine and --no-engine", "leave one of them out")
-    plan = proof.Proof(
-        bundle, tag, engine, not no_engine, weights, patches, int(memory * 1e9), gpu, out
-    )
+    plan = proof.Proof(bundle, tag, engine, not no_engine, weights, patches, int(memory * 1e9), gpu, out)
     if dry_run:
         print(proof.command(plan))
         return

@@ -39,6 +39,7 @@ class Challenge:
     views_variable: str = "MIDOG_VIEWS"
     api_variable: str = "MIDOG_API"
     budget_variable: str = "MIDOG_TIME_BUDGET"
+    port_variable: str = "MIDOG_PORT"
 
     api_methods: tuple[str, str] = ("exec", "invoke")
     api_label: str = "org.grand-challenge.api-method"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,14 +116,23 @@ def predict_by(deadline: float, bundle: Bundle, pages: Sequence[Any]) -> Result:
 
 
 def import_heavy() -> None:
-    """Import what inference needs and nothing has imported yet, so that it can be timed apart."""
-    import timm
-    import torch
+    """Import what inference needs and nothing has imported yet, so that it can be timed apart.
 
-    import midog.models.classifier
-    import midog.models.predict  # noqa: F401
+    The collector of cyclic garbage finds nothing in two and a half thousand modules and looks through them again and
+    again; switched off meanwhile, and told to leave them alone later, it saves a fifth of the start.
+    """
+    gc.disable()
+    try:
+        import timm
+        import torch
 
-    del timm, torch
+        import midog.models.classifier
+        import midog.models.predict  # noqa: F401
+
+        del timm, torch
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def banner(bundle: Bundle, model: Path) -> str:
