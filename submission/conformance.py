@@ -8,6 +8,7 @@ from pathlib import Path
 
 from submission.trial import output_checks as output
 from submission.trial import surrounding_checks as surroundings
+from submission.trial.invocation import judge_invocation
 from submission.trial.jobs import Job
 from submission.trial.output_checks import Check
 from submission.trial.runners import Runner
@@ -85,8 +86,10 @@ def conform(
     Raises: UsageError without weights or jobs; WeightsError or ContractError for a bundle that cannot be unpacked.
     """
     evidence = gather(runner, jobs, bundle, folder, report, predict)
-    verdicts = tuple(judge(line, what, check, evidence) for line, (what, check) in CHECKS.items())
-    return Conformance(verdicts, {trial.name: trial.outcome.seconds for trial in evidence.all})
+    verdicts = [judge(line, what, check, evidence) for line, (what, check) in CHECKS.items()]
+    report("the invoke flavour, asked from inside")
+    verdicts += judge_invocation(evidence)
+    return Conformance(tuple(verdicts), {trial.name: trial.outcome.seconds for trial in evidence.all})
 
 
 def judge(line: str, what: str, check: Check, evidence: Evidence) -> Verdict:

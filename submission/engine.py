@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from midog.errors import MidogError, UsageError
 from submission.challenge import TRACK2
@@ -49,9 +50,10 @@ class Engine:
             raise MidogError(f"`{shlex.join(self.command(*words)[:3])} …` failed", _LOOK, said)
         return done.stdout.strip()
 
-    def labels(self, image: str) -> dict[str, str]:
-        found = json.loads(self.output("image", "inspect", "--format", "{{json .Config.Labels}}", image))
-        return {str(key): str(value) for key, value in (found or {}).items()}
+    def config(self, image: str) -> dict[str, Any]:
+        """What the Dockerfile set: Labels, Env, Entrypoint, User."""
+        found: dict[str, Any] = json.loads(self.output("image", "inspect", "--format", "{{json .Config}}", image))
+        return found
 
     def has_image(self, image: str) -> bool:
         return subprocess.run(self.command("image", "inspect", image), capture_output=True, check=False).returncode == 0
@@ -136,10 +138,10 @@ class EngineRunner:
             volumes += ["--volume", f"{input_dir.resolve()}:{TRACK2.input_dir}:ro"]
         return self._run(conditions, volumes, [self.image])
 
-    def ask(self, code: str, conditions: Conditions) -> Outcome:
-        return self._run(
-            conditions, ["--tmpfs", f"{TRACK2.output_dir}:mode=1777", "--entrypoint", PYTHON], [self.image, "-c", code]
-        )
+    def ask(self, code: str, conditions: Conditions, input_dir: Path | None = None) -> Outcome:
+        volumes = ["--tmpfs", f"{TRACK2.output_dir}:mode=1777", "--entrypoint", PYTHON]
+        volumes += ["--volume", f"{input_dir.resolve()}:{TRACK2.input_dir}:ro"] if input_dir else []
+        return self._run(conditions, volumes, [self.image, "-c", code])
 
     def _run(self, conditions: Conditions, volumes: Sequence[str], words: Sequence[str]) -> Outcome:
         name = f"midog-{uuid.uuid4().hex[:12]}"

@@ -20,9 +20,11 @@ from submission.engine import Engine, EngineRunner, contract_flags, find_engine
 from submission.predict import predict_what
 from submission.trial.jobs import make_jobs
 from submission.trial.runners import Conditions, ProcessRunner, Runner
-from submission.verdict import Verdict, failures, verdict_table
+from submission.verdict import Verdict, failures, passed, verdict_table
 
 Report = Callable[[str], None]
+F5 = "label and ENTRYPOINT agree"
+SCRIPT = "/opt/app/inference.py"
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,32 @@ def prove(proof: Proof, report: Report) -> Proven:
     jobs = make_jobs(proof.out / "jobs", pages, labels)
     shown = None if runner.baked else bundle.folder
     result = conform(runner, jobs, shown, proof.out, report, _predictor(bundle))
-    head = Verdict("D0", "image", "info", about)
-    return Proven(runner.name, (head, *result.verdicts), result.times)
+    return Proven(runner.name, (*result.verdicts, *about), result.times)
 
 
-def _runner(proof: Proof) -> tuple[Runner, str]:
+def _runner(proof: Proof) -> tuple[Runner, list[Verdict]]:
+    """How to run a job, and what can be said of the image without running it."""
     if not proof.contained:
-        return ProcessRunner(), "none: the same handler in a plain process"
+        return ProcessRunner(), [Verdict("F5", F5, "skip", "no image: the same handler in a plain process")]
     engine = find_engine(proof.engine)
     digest = image_digest(engine, proof.tag)
     size = int(engine.output("image", "inspect", "--format", "{{.Size}}", proof.tag))
     baked = proof.weights == "baked"
     runner = EngineRunner(engine, proof.tag, baked, proof.memory, proof.gpu, proof.out)
     proof.out.mkdir(parents=True, exist_ok=True)  # where the engine is started: it may leave files behind
-    return runner, f"{proof.tag}, {digest[:19]}, {size / 1e9:.2f} GB"
+    image = Verdict("A12", "image", "info", f"{proof.tag}, {digest[:19]}, {size / 1e9:.2f} GB")
+    return runner, [_flavour(engine.config(proof.tag)), image]
+
+
+def _flavour(config: dict[str, Any]) -> Verdict:
+    """The label tells the platform how to call, the variable tells the handler how it is called."""
+    label = (config.get("Labels") or {}).get(TRACK2.api_label, TRACK2.api_methods[0])
+    variables = dict(str(line).partition("=")[::2] for line in config.get("Env") or [])
+    handler = variables.get(TRACK2.api_variable) or TRACK2.api_methods[0]
+    entry = config.get("Entrypoint") or []
+    words = entry if isinstance(entry, list) else str(entry).split()
+    good = label == handler and bool(words) and words[-1] == SCRIPT
+    return passed("F5", F5, good, f"label {label}, handler {handler}, {' '.join(words)}")
 
 
 def _predictor(bundle: Bundle) -> Callable[[Path], list[float]]:

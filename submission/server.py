@@ -71,10 +71,9 @@ def serve(
 
     Raises: MidogError when the port is taken or the bundle cannot be used.
     """
-    # Blocked before any thread starts, signals reach the one thread that waits for them, even while torch computes.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signals = _catch_signals()
     server = _listen(host, os.environ.get(TRACK2.port_variable) or TRACK2.port if port is None else port)
-    for work in (server.serve_forever, lambda: _wait_for_signal(server)):
+    for work in (server.serve_forever, lambda: _end_at_signal(server, signals)):
         threading.Thread(target=work, daemon=True).start()
     say(f"listening on {host}:{server.server_address[1]}")
 
@@ -112,9 +111,22 @@ def _warm_up(bundle: Bundle) -> None:
         say("warming up was broken off")
 
 
-def _wait_for_signal(server: Server) -> None:
+def _catch_signals() -> int:
+    """A file descriptor that can be read once a signal has come, whichever thread it met and whatever that was doing.
+
+    Python's own handlers run in the main thread between two of its instructions: too late while torch computes.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+    return reader
+
+
+def _end_at_signal(server: Server, signals: int) -> None:
     """End the process at a signal: a call that runs gets GRACE to end, loading gets nothing."""
-    signal.sigwait(SIGNALS)
+    os.read(signals, 1)
     if server.ready.is_set():
         server.calls.put(None)
         time.sleep(GRACE)

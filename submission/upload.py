@@ -50,7 +50,7 @@ def save(
     report(f"checking {out} as the upload will")
     checked = preflight(out, bundle=Path(bundle) if weights == "baked" else None, ledger=ledger)
     if checked.good:
-        labels = engine.labels(tag)
+        labels = engine.config(tag).get("Labels") or {}
         entry = Entry(
             "saved",
             checked.image_digest,

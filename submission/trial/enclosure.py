@@ -20,6 +20,11 @@ SYSTEM = ("bin", "etc", "lib", "lib32", "lib64", "libx32", "nix", "sbin", "usr")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 PROCESSES = 256
 SHARED_MEMORY = "128m"
+LOOPBACK = """
+import fcntl, socket, struct
+with socket.socket() as probe:  # SIOCSIFFLAGS: interface lo is up, as in a container without a network
+    fcntl.ioctl(probe, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
+"""
 FLAGS = {os.ST_NOSUID: "nosuid", os.ST_NODEV: "nodev", os.ST_NOEXEC: "noexec", os.ST_NOATIME: "noatime"}
 
 
@@ -48,7 +53,11 @@ class Enclosure:
             links: symbolic links, name → target.
             data_limit: RLIMIT_DATA in bytes.
         """
-        lines = ["set -e", f"mount -t tmpfs -o mode=755,size=16m root {shlex.quote(str(stage))}"]
+        lines = [
+            "set -e",
+            shlex.join([sys.executable, "-c", LOOPBACK]),
+            f"mount -t tmpfs -o mode=755,size=16m root {shlex.quote(str(stage))}",
+        ]
         lines += _system(stage) + _devices(stage)
         if not any(target == "/tmp" for _, target, _ in binds):
             lines.append(_make(stage, "/tmp"))

@@ -91,8 +91,8 @@ class Runner(Protocol):
     def run(self, input_dir: Path, output_dir: Path, conditions: Conditions) -> Outcome:
         """Answer one job. A job folder that is a symbolic link is shown as one where that can be done."""
 
-    def ask(self, code: str, conditions: Conditions) -> Outcome:
-        """Run Python code where the algorithm would run, to see what it sees."""
+    def ask(self, code: str, conditions: Conditions, input_dir: Path | None = None) -> Outcome:
+        """Run Python code where the algorithm would run, to see what it sees; `input_dir` is shown as /input."""
 
     def skips(self) -> Mapping[str, str]:
         """Lines of the check-list that this runner cannot show → why."""
@@ -116,7 +116,7 @@ class ProcessRunner:
     def skips(self) -> Mapping[str, str]:
         if self.enclosure is None:
             why = "needs root, or user namespaces"
-            return dict.fromkeys(("B10", "D1", "D2", "D4", "D6", "D7"), why)
+            return dict.fromkeys(("B10", "D1", "D2", "D4", "D6", "D7", "F"), why)
         if not self.enclosure.user:
             return {"D2": "needs root: a user namespace of one's own holds one user"}
         return {}
@@ -137,12 +137,14 @@ class ProcessRunner:
             binds.append((input_dir.resolve(), target, False))
         return self._enclosed([f"{APP}/inference.py"], conditions, binds, links)
 
-    def ask(self, code: str, conditions: Conditions) -> Outcome:
+    def ask(self, code: str, conditions: Conditions, input_dir: Path | None = None) -> Outcome:
         if self.enclosure is None:
             return self._plain([sys.executable, "-c", code], conditions)
         with tempfile.TemporaryDirectory(prefix="midog-output-") as output:
             Path(output).chmod(0o777)
-            return self._enclosed(["-c", code], conditions, [(Path(output), str(TRACK2.output_dir), True)], {})
+            binds = [(Path(output), str(TRACK2.output_dir), True)]
+            binds += [(input_dir.resolve(), str(TRACK2.input_dir), False)] if input_dir else []
+            return self._enclosed(["-c", code], conditions, binds, {})
 
     def _enclosed(
         self,

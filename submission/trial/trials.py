@@ -107,7 +107,8 @@ class Evidence:
 
     variants: the base job under another condition, by its name. inside, outside: what the same questions were answered
     by a process under the runner and by one on this machine (empty: could not be asked). exit_status: of a process that
-    ended with `STATUS`. predicted: job → confidences by `midog predict`. threshold: the bundle's, where known.
+    ended with `STATUS`. usual: the conditions of the trials. predicted: job → confidences by `midog predict`.
+    threshold: the bundle's, where known.
     """
 
     runner: Runner
@@ -117,6 +118,7 @@ class Evidence:
     inside: Mapping[str, Any]
     outside: Mapping[str, Any]
     exit_status: int
+    usual: Conditions
     folder: Path
     bundle: Path | None = None
     threshold: float | None = None
@@ -161,11 +163,11 @@ def gather(
     tried = {name: attempt(f"{base.name}, {name}", base, conditions) for name, conditions in odd.items()}
     with listening() as addresses:
         questions = f"ADDRESSES = {addresses!r}\n{QUESTIONS}"
-        inside = _answers(runner.ask(questions, usual).stdout)
-        outside = _answers(subprocess.run([sys.executable, "-c", questions], capture_output=True, check=False).stdout)
+        inside = last_json(runner.ask(questions, usual).stdout)
+        outside = last_json(subprocess.run([sys.executable, "-c", questions], capture_output=True, check=False).stdout)
     status = runner.ask(f"raise SystemExit({STATUS})", usual).status
     found = next(trial for trial in trials if trial.job is base)
-    evidence = Evidence(runner, trials, found, tried, inside, outside, status, folder, bundle)
+    evidence = Evidence(runner, trials, found, tried, inside, outside, status, usual, folder, bundle)
     if predict is None and model is not None:
         report("midog predict on the same jobs")
         from midog.bundle import open_bundle
@@ -232,7 +234,8 @@ def listening() -> Iterator[list[tuple[str, int]]]:
         yield [(host, port) for host in sorted(hosts)]
 
 
-def _answers(stdout: bytes) -> dict[str, Any]:
+def last_json(stdout: bytes) -> dict[str, Any]:
+    """The JSON object on the last line; empty where there is none."""
     try:
         found = json.loads(stdout.splitlines()[-1])
     except (ValueError, IndexError):
