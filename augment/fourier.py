@@ -15,7 +15,6 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +172,7 @@ def colour_shift(images: Iterable[Image], targets: Sequence[TargetAmplitude]) ->
 @functools.cache
 def natural_targets() -> tuple[TargetAmplitude, ...]:
     """The 24 Kodak photographs that ship with the package, as amplitudes at 128 px (β up to 0.1)."""
-    with resources.as_file(resources.files("augment") / "targets" / "kodak.safetensors") as path:
-        return read_targets(path)
+    return read_targets(Path(__file__).parent / "targets" / "kodak.safetensors")
 
 
 def folder_targets(path: Path | str, size: int = PATCH, beta_max: float = BETA_STORED) -> tuple[TargetAmplitude, ...]:

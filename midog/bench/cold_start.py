@@ -276,7 +276,7 @@ def _write_member(folder: Path, name: str, network: Any, folds: int) -> tuple[st
     """Fold models as training leaves them, everything trained being moved; the backbone's file where one is needed."""
     import torch
 
-    from midog.models.classifier import BACKBONE, build_classifier, pretrained_state, save_fold
+    from midog.models.classifier import BACKBONE, build_classifier, pretrained_state, round_adapters, save_fold
     from midog.models.weights import TensorFile, write_tensors
 
     files = {}
@@ -286,6 +286,7 @@ def _write_member(folder: Path, name: str, network: Any, folds: int) -> tuple[st
             for key, tensor in classifier.backbone.state_dict().items():
                 if key in classifier.pretrained:
                     tensor.add_(tensor.new_tensor(1) if not tensor.is_floating_point() else 0.01)
+        round_adapters(classifier)
         files[str(k)] = f"members/{name}/fold_{k}.safetensors"
         save_fold(classifier, folder / files[str(k)])
     held = TensorFile(folder / files["0"]).names

@@ -26,6 +26,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CLASSIFIERS = ("classifier.", "head.", "fc.", "head_dist.")
 """Prefixes of a published checkpoint's own classifier, which a backbone does without."""
 SCHEMA_VERSION = 1
+MAPPED = 16 << 20
+"""Bytes read from a mapped file after which it is mapped anew."""
 
 
 def find_weights(record: Backbone, pretrained: str = "record", weights: Path | None = None) -> Path:
@@ -99,20 +101,19 @@ def _check_hash(record: Backbone, path: Path) -> None:
 
 
 class TensorFile:
-    """A safetensors file, memory-mapped: names, shapes, tensors on demand, and the JSON this project stores in it.
+    """A safetensors file, mapped piece by piece: names, shapes, tensors on demand, and the JSON this project stores.
 
     Raises: WeightsError when the file is missing, truncated, or something else altogether.
     """
 
     def __init__(self, path: Path | str) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         self.path = Path(path)
         if not self.path.is_file():
             raise WeightsError(f"no such weight file: {self.path}", "check the path")
         try:
-            opener: Any = safe_open  # untyped in its stubs
-            self._file = opener(self.path, framework="pt")
+            self._open()
             self.names = frozenset(self._file.keys())
             metadata: dict[str, str] = self._file.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
@@ -128,6 +129,12 @@ class TensorFile:
         self.about: dict[str, Any] = about if isinstance(about, dict) else {}
         check_schema(self.about, str(self.path))
 
+    def _open(self) -> None:
+        from safetensors import safe_open
+
+        opener: Any = safe_open  # untyped in its stubs
+        self._file, self._read = opener(self.path, framework="pt"), 0
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
 
@@ -136,7 +143,12 @@ class TensorFile:
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor as stored, on the CPU."""
+        # Pages of a mapped file count as this process's memory until the mapping goes: with a new one every so often, a
+        # backbone that is copied tensor by tensor is not held twice.
+        if self._read > MAPPED:
+            self._open()
         tensor: Tensor = self._file.get_tensor(name)
+        self._read += tensor.nbytes
         return tensor
 
 

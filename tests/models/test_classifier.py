@@ -22,6 +22,7 @@ from midog.models.classifier import (
     build_classifier,
     fold_state,
     pretrained_state,
+    round_adapters,
     save_fold,
 )
 from midog.models.heads.linear import Linear
@@ -67,6 +68,24 @@ def test_a_saved_fold_answers_as_the_trained_one(
     untouched.head.load_state_dict(trained.head.state_dict())
     moved = (logits(untouched, patches) - expected).abs().max()
     assert (moved == 0) if isinstance(tune, Frozen) else (moved > 1e-3), "the tuning itself must show in the logits"
+
+
+@pytest.mark.parametrize("tune", LORAS, ids=lambda tune: tune.kind)
+def test_rounded_adapters_are_stored_in_half_the_bytes_and_answer_alike(
+    tune: Tune, patches: np.ndarray, train: Train, tmp_path: Path
+) -> None:
+    settings = network("test_vit", tune)
+    trained = train(settings, patches)
+    whole = save_fold(trained, tmp_path / "whole.safetensors").stat().st_size
+    round_adapters(trained)
+    expected = logits(trained, patches)
+    fold = save_fold(trained, tmp_path / "model.safetensors")
+    stored = TensorFile(fold)
+    adapters = [name for name in stored.names if name.endswith((".lora_A", ".lora_B", ".magnitude"))]
+    assert adapters and all(stored[name].dtype == torch.float16 for name in adapters)
+    assert fold.stat().st_size < 0.75 * whole
+    base = write_tensors(tmp_path / "backbone.safetensors", backbone_state(trained))
+    torch.testing.assert_close(logits(Inference(settings, base).switch(fold), patches), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_switching_back_gives_equal_bytes(patches: np.ndarray, train: Train, tmp_path: Path) -> None:

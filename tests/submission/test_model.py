@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
+from bundle_fixture import draw_patches
 
 from ensemble.blend import OperatingPoint
+from midog.bundle import OutOfTime, open_bundle
 from midog.errors import UsageError, WeightsError
-from submission.model import choose_use, find_model
+from submission.model import choose_use, find_model, lighter_points, predict_by
 
 
 @pytest.fixture
@@ -97,3 +100,34 @@ def test_looking_once_changes_nothing_where_one_view_is_all_there_is():
 def test_members_that_nobody_calibrated_cannot_be_chosen():
     with pytest.raises(UsageError, match="only:a: a"):
         choose_use({"MIDOG_MEMBERS": "b"}, POINTS)
+
+
+def test_a_time_budget_walks_down_and_says_so(tiny_folder):
+    bundle = open_bundle(tiny_folder)
+    pages = list(draw_patches(3))
+    relaxed = predict_by(time.monotonic() + 600, bundle, pages)
+    assert relaxed.notes == () and relaxed.logit.tolist() == bundle.predict(pages, mpp=None).logit.tolist()
+    late = predict_by(time.monotonic() - 1, bundle, pages)
+    walked = [point.name for point in lighter_points(bundle.point, bundle.blend.points)]
+    assert walked == ["full/1"] and len(late.notes) == 1
+    assert late.notes[0].startswith("time budget: full would end") and late.notes[0].endswith("going on with full/1")
+    assert late.logit.tolist() == bundle.at("full/1").predict(pages, mpp=None).logit.tolist()
+
+
+def test_lighter_points_are_parts_of_the_one_that_was_chosen():
+    def point(name, *members):
+        return OperatingPoint(name, members, (1.0,) * len(members), "none", 0.0, 1.0, 0.5)
+
+    made = [("full", "abc"), ("full/1", "abc"), ("top:2", "ab"), ("top:2/1", "ab"), ("fast", "a"), ("fast/1", "a")]
+    points = {name: point(name, *members) for name, members in made} | {"only:c": point("only:c", "c")}
+    walk = [lighter.name for lighter in lighter_points(points["full"], points)]
+    assert walk == ["full/1", "top:2/1", "fast/1"]
+    assert lighter_points(points["only:c"], points) == []
+
+
+def test_the_deadline_is_projected_from_the_work_that_is_done(tiny_folder):
+    bundle = open_bundle(tiny_folder)
+    with pytest.raises(OutOfTime) as late:
+        bundle.predict(draw_patches(2), deadline=time.monotonic() - 5)
+    assert late.value.seconds > 5
+    bundle.predict(draw_patches(2), deadline=time.monotonic() + 600)
