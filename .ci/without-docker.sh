@@ -43,6 +43,8 @@ X
 export CONTAINERS_STORAGE_CONF=$MIDOG_ENGINE/storage.conf CONTAINERS_CONF=$MIDOG_ENGINE/containers.conf
 
 if ! podman image exists "$base"; then
+  free=$(df --output=avail -BG "$MIDOG_ENGINE" | tail -1 | tr -dc 0-9)
+  [ "$free" -ge 20 ] || { echo "the base image takes 20 GB while it is made; $MIDOG_ENGINE has $free" >&2; exit 1; }
   echo "making the stand-in base image (once, about two minutes)" >&2
   packages=$MIDOG_ENGINE/torch-packages
   rm -rf "$packages"
@@ -56,6 +58,8 @@ if ! podman image exists "$base"; then
       --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' - "$base" >/dev/null
   rm -rf "$packages"
 fi
+
+podman run --rm --network none "$base" true || { echo "podman cannot run a container here" >&2; exit 1; }
 
 # A build step sees the package index as this machine does: its pip settings, certificates and local folders, read-only.
 binds=()

@@ -90,6 +90,11 @@ def interpreter() -> list[tuple[Path, str, bool]]:
     return [(Path(name), name, False) for name in outside]
 
 
+def own_in_tmp() -> list[str]:
+    """Names in /tmp that have to be there because this Python lies below it, as a clone made for a trial may."""
+    return sorted({Path(name).parts[2] for _, name, _ in interpreter() if Path(name).parts[1] == "tmp"})
+
+
 def _at(stage: Path, inside: str) -> str:
     return shlex.quote(f"{stage}{inside}")
 

@@ -65,7 +65,8 @@ print(json.dumps({
     "data": resource.getrlimit(resource.RLIMIT_DATA)[0], "processes": resource.getrlimit(resource.RLIMIT_NPROC)[0],
     "pids": pids() if linux else None, "capabilities": status("CapEff") if linux else None,
     "no_new_privileges": status("NoNewPrivs") if linux else None,
-    "shm": kilobytes("/dev/shm") if linux else None, "gpus": glob.glob("/dev/nvidia[0-9]*"), "tmp": os.listdir("/tmp"),
+    "shm": kilobytes("/dev/shm") if linux else None, "gpus": glob.glob("/dev/nvidia[0-9]*"),
+    "tmp": sorted({*os.listdir("/tmp")} - {*OWN}),
 }))
 """
 
@@ -162,7 +163,7 @@ def gather(
     odd = dict(variants(runner, usual, folder))
     tried = {name: attempt(f"{base.name}, {name}", base, conditions) for name, conditions in odd.items()}
     with listening() as addresses:
-        questions = f"ADDRESSES = {addresses!r}\n{QUESTIONS}"
+        questions = f"ADDRESSES, OWN = {addresses!r}, {own_in_tmp()!r}\n{QUESTIONS}"
         inside = last_json(runner.ask(questions, usual).stdout)
         outside = last_json(subprocess.run([sys.executable, "-c", questions], capture_output=True, check=False).stdout)
     status = runner.ask(f"raise SystemExit({STATUS})", usual).status

@@ -162,12 +162,12 @@ def test_failures_without_a_fix_and_wrong_statuses_are_seen(tried):
 def test_our_own_entry_point_on_a_tiny_bundle(tmp_path, jobs, tiny_folder):
     """One job, because each is a process that imports torch; all of them: `midog container test`."""
     runner, base = ProcessRunner(), next(job for job in jobs if job.name == BASE)
-    trial = run_job(runner, BASE, base, tmp_path / "out", Conditions(model=_readable(tiny_folder, tmp_path)))
+    usual = Conditions(model=_readable(tiny_folder, tmp_path))
+    trial = run_job(runner, BASE, base, tmp_path / "out", usual)
     bundle = open_bundle(tiny_folder)
     predicted = {BASE: predict_what(bundle, base.folder).confidence}
-    evidence = Evidence(
-        runner, (trial,), trial, {}, {}, {}, STATUS, tmp_path, threshold=bundle.point.threshold, predicted=predicted
-    )
+    known = {"threshold": bundle.point.threshold, "predicted": predicted}
+    evidence = Evidence(runner, (trial,), trial, {}, {}, {}, STATUS, usual, tmp_path, **known)
     lines = ("B1", "B3", "C1", "C2", "C3", "C4", "C5", "C9", "C10", "D10", "D11", "D12", "E6")
     verdicts = [judge(line, *CHECKS[line], evidence) for line in lines]
     assert {verdict.status for verdict in verdicts} == {"pass", "info"}, verdict_table(verdicts)
