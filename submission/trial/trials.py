@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from midog.archive import MANIFEST_FILE, locate, parse_manifest, unpack
 from midog.errors import UsageError
 from submission.challenge import TRACK2
+from submission.trial.enclosure import own_in_tmp
 from submission.trial.jobs import BASE, Job, open_to_all
 from submission.trial.runners import Conditions, Outcome, Runner
 
