@@ -9,6 +9,7 @@ import pytest
 from midog.bundle import open_bundle
 from submission.conformance import CHECKS, conform, judge
 from submission.predict import predict_what
+from submission.trial.invocation import LINES
 from submission.trial.jobs import BASE, make_jobs, open_to_all
 from submission.trial.runners import Conditions, ProcessRunner
 from submission.trial.trials import STATUS, Evidence, run_job
@@ -89,11 +90,11 @@ def test_an_honest_algorithm_passes_every_line(tried):
     found, done = tried()
     # `midog predict` is asked for no stand-in's confidences: the empty answer given in its place must be noticed.
     assert {verdict.line for verdict in failures(done.verdicts)} == {"C10"}, verdict_table(done.verdicts)
-    assert list(found) == list(CHECKS)
+    assert list(found) == [*CHECKS, *LINES]
     skipped = {line for line, verdict in found.items() if verdict.status == "skip"}
     assert skipped >= {"B5", "B7", "B8"}
     if not ProcessRunner().skips():
-        assert skipped == {"B5", "B6", "B7", "B8", "B10", "B12"}
+        assert skipped == {"B5", "B6", "B7", "B8", "B10", "B12", *LINES}
         assert "out of reach" in found["D1"].detail and "128 MiB" in found["D6"].detail
     assert "start 0.1 s, inference 0.2 s" in found["D11"].detail and "30 MB" in found["D12"].detail
     assert done.times[BASE] > 0 and f"{BASE}, again" in done.times
