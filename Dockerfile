@@ -38,7 +38,7 @@ RUN python -m compileall -q -j 0 /opt/venv "$(python -c 'import torch; print(tor
 
 FROM packages AS code
 # Nothing but /output and /tmp can be written while a job runs, and there is no network.
-ENV HOME=/home/midog LANG=C.UTF-8 LC_ALL=C.UTF-8 PYTHONIOENCODING=utf-8:backslashreplace PYTHONUTF8=1 \
+ENV HOME=/tmp LANG=C.UTF-8 LC_ALL=C.UTF-8 PYTHONIOENCODING=utf-8:backslashreplace PYTHONUTF8=1 \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore PYTHONNOUSERSITE=1 OMP_WAIT_POLICY=PASSIVE \
     TQDM_DISABLE=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 NO_ALBUMENTATIONS_UPDATE=1 \
     XDG_CACHE_HOME=/tmp/cache TORCH_HOME=/tmp/cache/torch HF_HOME=/tmp/cache/hf MPLCONFIGDIR=/tmp/cache/matplotlib \

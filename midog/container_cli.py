@@ -10,6 +10,8 @@ import typer
 
 from midog.errors import CheckFailed, UsageError
 from midog.terminal import Json, note, show, wrote
+from submission.engine import TAG
+from submission.ledger import LEDGER_FILE
 
 container_app = typer.Typer(
     no_args_is_help=True,
@@ -20,13 +22,12 @@ Tag = Annotated[str, typer.Option(help="Name of the image.")]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="docker or podman; else whichever answers.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands, run nothing.")]
 Ledger = Annotated[Path, typer.Option(help="The list of what was saved and sent.")]
-DEFAULT_TAG, DEFAULT_LEDGER = "midog:latest", Path("submissions.jsonl")
 
 
 @container_app.command()
 def build(
     bundle: BundleArgument,
-    tag: Tag = DEFAULT_TAG,
+    tag: Tag = TAG,
     engine: EngineOption = None,
     weights: Annotated[str, typer.Option(help="baked into the image, or none: uploaded as a tarball.")] = "baked",
     api: Annotated[str | None, typer.Option(help="exec (one job a process) or invoke (a server).")] = None,
@@ -64,7 +65,7 @@ def build(
 @container_app.command()
 def test(
     bundle: BundleArgument,
-    tag: Tag = DEFAULT_TAG,
+    tag: Tag = TAG,
     engine: EngineOption = None,
     no_engine: Annotated[bool, typer.Option("--no-engine", help="A plain process without network instead.")] = False,
     weights: Annotated[
@@ -98,11 +99,11 @@ def test(
 @container_app.command()
 def save(
     bundle: BundleArgument,
-    tag: Tag = DEFAULT_TAG,
+    tag: Tag = TAG,
     engine: EngineOption = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Archive to write, .tar.gz.")] = Path("image.tar.gz"),
     weights: Annotated[str, typer.Option(help="baked, or none: the tarball is uploaded beside the image.")] = "baked",
-    ledger: Ledger = DEFAULT_LEDGER,
+    ledger: Ledger = Path(LEDGER_FILE),
     dry_run: DryRun = False,
 ) -> None:
     """Write the image as an archive, check it as the upload will, and enter it in the ledger."""
@@ -125,7 +126,7 @@ def save(
 def preflight(
     archive: Annotated[Path, typer.Argument(help="A saved image, ours or not: .tar, .tar.gz, .tar.xz.")],
     bundle: Annotated[Path | None, typer.Option(help="The bundle that was tested: must be the one inside.")] = None,
-    ledger: Ledger = DEFAULT_LEDGER,
+    ledger: Ledger = Path(LEDGER_FILE),
     as_json: Json = False,
 ) -> None:
     """Check a saved archive against the platform's upload rules."""
@@ -139,7 +140,7 @@ def preflight(
 
 @container_app.command("list")
 def list_(
-    ledger: Ledger = DEFAULT_LEDGER,
+    ledger: Ledger = Path(LEDGER_FILE),
     sent: Annotated[str | None, typer.Option(help="Digest or id that was uploaded.")] = None,
     score: Annotated[
         list[str] | None, typer.Option(help="What the site reported: DIGEST or ID, then METRIC=VALUE; repeatable.")

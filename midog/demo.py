@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -133,10 +132,13 @@ def demo_settings(source: Source, quick: bool, say: Say) -> tuple[str, ...]:
 
 def answer_job(source: Source, table: Path, bundle: Path, out: Path, say: Say) -> tuple[Path, list[dict[str, Any]]]:
     """Run the container's entry point on a challenge job, in a process without network; returns job and answers."""
+    from midog.archive import unpack
     from midog.data.patches import read_table
     from midog.data.pixels import open_pixels
     from submission.challenge import TRACK2
     from submission.stack import write_job
+    from submission.trial.jobs import open_to_all
+    from submission.trial.runners import Conditions, ProcessRunner
 
     job = source.job
     if job is None:
@@ -146,23 +148,16 @@ def answer_job(source: Source, table: Path, bundle: Path, out: Path, say: Say) -
     answers = out / "challenge"
     shutil.rmtree(answers, ignore_errors=True)
     answers.mkdir()
-    command = [sys.executable, "-m", "submission.inference"]
-    command += ["--input", str(job), "--output", str(answers), "--model", str(bundle)]
-    cut, how = without_network()
-    say(f"challenge job: {job} answered by the container's entry point ({how})")
-    done = subprocess.run([*cut, *command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ContractError(f"the entry point failed with status {done.returncode}", "", done.stderr.splitlines()[-5:])
+    runner = ProcessRunner()
+    how = "without network" if "D1" not in runner.skips() else "its network cannot be cut off here; it uses none"
+    say(f"challenge job: {job} answered by the container's entry point (a process of its own, {how})")
+    with tempfile.TemporaryDirectory(prefix="midog-demo-") as folder:
+        unpack(bundle, Path(folder))
+        open_to_all(Path(folder))
+        outcome = runner.run(job, answers, Conditions(model=Path(folder)))
+    if outcome.status:
+        raise ContractError(f"the entry point failed with status {outcome.status}", "", [outcome.last_line])
     return job, json.loads((answers / TRACK2.output_file).read_text(encoding="utf-8"))
-
-
-def without_network() -> tuple[list[str], str]:
-    """Command prefix that takes the network away, and how: a kernel namespace where the system allows it."""
-    if shutil.which("unshare"):
-        prefix = ["unshare", "--net", "--map-root-user"]
-        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
-            return prefix, "a process in a network namespace of its own, without any network"
-    return [], "this system cannot cut the network off; the entry point uses none"
 
 
 def score_held_out(bundle: Path, table: Path, out: Path) -> tuple[Result, Evaluation]:

@@ -55,6 +55,7 @@ class Sizes:
     largest: tuple[tuple[str, int], ...]
 
     def text(self) -> str:
+        """One line per layer and per file, for people."""
         lines = [
             f"archive {in_units(self.compressed)}, unpacked {in_units(self.unpacked)} in {len(self.layers)} layers"
         ]

@@ -25,11 +25,9 @@ from midog.files import atomic
 from midog.progress import steps
 from submission.challenge import TRACK2
 from submission.engine import Engine
+from submission.trial.runners import PACKAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("midog", "augment", "ensemble", "submission")
 FILES = ("Dockerfile", ".dockerignore", "LICENSE", "requirements-container.txt")
-TAG = "midog:latest"
 WEIGHTS = ("baked", "none")
 TORCH = ("base", "index")
 BLOCK = 1 << 20

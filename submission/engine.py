@@ -17,15 +17,15 @@ from typing import Any
 
 from midog.errors import MidogError, UsageError
 from submission.challenge import TRACK2
+from submission.trial.enclosure import PROCESSES, SHARED_MEMORY, TMP
 from submission.trial.runners import GIB, Conditions, Outcome, run_command
 
 ENGINES = ("docker", "podman")
 PYTHON = "/opt/venv/bin/python"
-SHARED_MEMORY = "128m"
-"""Below the platform's, so that nothing leans on it."""
-PROCESSES = 256
 STDERR = 2
-TMP_SIZE = "1g"
+TAG = "midog:latest"
+ANSWER_SECONDS = 60
+_LOOK = "see the engine's own messages above"
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,6 @@ class Engine:
         return subprocess.run(self.command("image", "inspect", image), capture_output=True, check=False).returncode == 0
 
 
-_LOOK = "see the engine's own messages above"
-
-
 def find_engine(name: str | None = None) -> Engine:
     """The engine to use: the one named, else docker, else podman, whichever answers.
 
@@ -80,7 +77,11 @@ def find_engine(name: str | None = None) -> Engine:
 
 def _answers(name: str) -> bool:
     """Whether the engine works: docker's command may be there without its daemon."""
-    return subprocess.run([name, "info"], capture_output=True, check=False, timeout=60).returncode == 0
+    try:
+        done = subprocess.run([name, "info"], capture_output=True, check=False, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 def contract_flags(conditions: Conditions, name: str, engine: str) -> list[str]:
@@ -89,13 +90,13 @@ def contract_flags(conditions: Conditions, name: str, engine: str) -> list[str]:
     flags = ["--rm", "--name", name, "--pull", "never", "--network", "none", "--read-only"]
     if engine == "podman":  # its --read-only alone leaves /run and /var/tmp writable
         flags.append("--read-only-tmpfs=false")
-    flags += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", SHARED_MEMORY]
+    flags += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", str(SHARED_MEMORY)]
     flags += ["--pids-limit", str(PROCESSES), "--memory", str(memory), "--memory-swap", str(memory)]
     # One --ulimit replaces the engine's defaults, so all are named.
     flags += ["--ulimit", f"data={conditions.data_limit}:{conditions.data_limit}"]
     flags += ["--ulimit", "nofile=1024:4096", "--ulimit", "nproc=4096:4096"]
     if conditions.tmp is None:
-        flags += ["--tmpfs", f"/tmp:rw,nosuid,nodev,size={TMP_SIZE}"]
+        flags += ["--tmpfs", f"/tmp:rw,nosuid,nodev,size={TMP}"]
     else:
         flags += ["--volume", f"{conditions.tmp.absolute()}:/tmp"]
     if conditions.model is not None:

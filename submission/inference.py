@@ -112,7 +112,10 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="walk down to lighter operating points when the end would come later; "
         "off by default, because an answer should not depend on the clock",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.api not in TRACK2.api_methods:  # argparse trusts a default
+        parser.error(f"{TRACK2.api_variable}={options.api} is none of {', '.join(TRACK2.api_methods)}")
+    return options
 
 
 def seconds(text: str) -> float:

@@ -19,12 +19,11 @@ from submission.container import image_digest
 from submission.engine import Engine, EngineRunner, contract_flags, find_engine
 from submission.predict import predict_what
 from submission.trial.jobs import make_jobs
-from submission.trial.runners import Conditions, ProcessRunner, Runner
+from submission.trial.runners import APP, Conditions, ProcessRunner, Runner
 from submission.verdict import Verdict, failures, passed, verdict_table
 
 Report = Callable[[str], None]
 F5 = "label and ENTRYPOINT agree"
-SCRIPT = "/opt/app/inference.py"
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _flavour(config: dict[str, Any]) -> Verdict:
     handler = variables.get(TRACK2.api_variable) or TRACK2.api_methods[0]
     entry = config.get("Entrypoint") or []
     words = entry if isinstance(entry, list) else str(entry).split()
-    good = label == handler and bool(words) and words[-1] == SCRIPT
+    good = label == handler and bool(words) and words[-1] == f"{APP}/inference.py"
     return passed("F5", F5, good, f"label {label}, handler {handler}, {' '.join(words)}")
 
 

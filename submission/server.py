@@ -177,6 +177,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = IDLE
 
     def do_GET(self) -> None:
+        """Answer a request of any method; the name is what the base class looks for."""
         path = self.path.partition("?")[0]
         if not self._drain():
             self.close_connection = True

@@ -16,8 +16,6 @@ from submission.container import save_image
 from submission.engine import Engine
 from submission.ledger import Entry, append, report_scores
 
-KEPT_SCORES = ("balanced_accuracy", "sensitivity", "specificity", "accuracy", "roc_auc")
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -76,7 +74,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "recipe": ", ".join(str(run["name"]) for run in runs),
         "data_sha256": content["data_hash"],
         "folds_sha256": content["folds_hash"],
-        "scores": {name: fitted[name] for name in KEPT_SCORES if fitted.get(name) is not None},
+        "scores": {name: fitted[name] for name in TRACK2.overall_keys if fitted.get(name) is not None},
     }
 
 

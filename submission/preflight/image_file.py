@@ -31,6 +31,7 @@ class Image:
 
 
 def read_to_end(scan: Scan) -> Iterator[Verdict]:
+    """A1, and A11 where the archive stops in its midst."""
     problem = ""
     if scan.problem:
         problem = f"Could not decompress the container image file. ({plain(scan.problem)})"

@@ -1,7 +1,7 @@
 """One pass over a saved container image: what its members and its layers hold.
 
 Nothing is unpacked, no link is followed, and no member is held in memory but small JSON and what a rule asks about.
-Layers come before or after the manifest that orders them, so each is looked at by itself; `image_content` joins them.
+Layers come before or after the manifest that orders them, so each is looked at by itself; `content` joins them.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ def compression_of(head: bytes) -> str:
 
 
 def decompress(source: Any, compression: str) -> Any:
+    """A stream of what `source` holds; raises a tarfile.ReadError for a compression that is not read here."""
     # Not tarfile's own "r|*": that one never looks at gzip's checksum, nor at a stream that is cut short.
     if compression == "gzip":
         return gzip.GzipFile(fileobj=source, mode="rb")

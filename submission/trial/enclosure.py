@@ -19,7 +19,10 @@ HOME = "/home/user"
 SYSTEM = ("bin", "etc", "lib", "lib32", "lib64", "libx32", "nix", "sbin", "usr")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 PROCESSES = 256
-SHARED_MEMORY = "128m"
+SHARED_MEMORY = 128 << 20
+"""Bytes of /dev/shm: below the platform's, so that nothing leans on it."""
+TMP = 1 << 30
+"""Bytes of /tmp."""
 LOOPBACK = """
 import fcntl, socket, struct
 with socket.socket() as probe:  # SIOCSIFFLAGS: interface lo is up, as in a container without a network
@@ -61,7 +64,7 @@ class Enclosure:
         lines += _system(stage) + _devices(stage)
         if not any(target == "/tmp" for _, target, _ in binds):
             lines.append(_make(stage, "/tmp"))
-            lines.append(f"mount -t tmpfs -o mode=1777,nosuid,nodev,size=1g tmp {_at(stage, '/tmp')}")
+            lines.append(f"mount -t tmpfs -o mode=1777,nosuid,nodev,size={TMP} tmp {_at(stage, '/tmp')}")
         # Outer folders first, so that what lies inside them is not hidden.
         for source, target, writable in sorted(binds, key=lambda bind: bind[1].count("/")):
             lines += _bind(stage, source, target, writable)

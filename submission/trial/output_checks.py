@@ -174,6 +174,7 @@ def _other_bytes(evidence: Evidence, trial: Trial) -> str:
 
 
 def order(evidence: Evidence) -> Finding:
+    """Permuted pages get permuted entries, and a page alone gets what it gets among others."""
     trials = [trial for trial in evidence.serving("C7") if trial.confidence is not None]
     if not trials:
         return say("skip", "no permuted job was answered")

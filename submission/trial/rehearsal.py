@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,6 @@ DOMAINS = 3
 
 def write_evaluation(trials: Sequence[Trial], folder: Path) -> Path:
     """Write predictions.json, both keys in every item, ground_truth.json and the outputs; returns the folder."""
-    import json
-
     shutil.rmtree(folder, ignore_errors=True)
     jobs, truth = [], []
     for number, trial in enumerate(trials):

@@ -122,6 +122,7 @@ class ProcessRunner:
         return {}
 
     def run(self, input_dir: Path, output_dir: Path, conditions: Conditions) -> Outcome:
+        """Answer one job; what every user may read is seen by the algorithm's."""
         output_dir.mkdir(parents=True, exist_ok=True)
         if self.enclosure is None:
             arguments = ["--input", str(input_dir.absolute()), "--output", str(output_dir.absolute())]

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from submission.challenge import TRACK2, plain
+from submission.trial.enclosure import PROCESSES, SHARED_MEMORY
 from submission.trial.output_checks import UNANSWERED, Check, Finding, first, say
 from submission.trial.runners import GIB
 from submission.trial.trials import STATUS, Evidence, Trial
 
-SHARED_KILOBYTES = 128 * 1024
-PROCESSES = 256
 WEIGHTS, CONTRACT = 4, 5
 """Exit statuses: weights that cannot be used; input or output that cannot."""
 UNLIMITED = -1
@@ -76,7 +75,7 @@ def confined(evidence: Evidence, inside: dict[str, Any]) -> Finding:
     limits = [inside["processes"], int(inside["pids"]) if str(inside["pids"]).isdigit() else UNLIMITED]
     processes = min((limit for limit in limits if limit != UNLIMITED), default=UNLIMITED)
     problems = [
-        f"/dev/shm of {inside['shm'] // 1024} MiB" if inside["shm"] > SHARED_KILOBYTES else "",
+        f"/dev/shm of {inside['shm'] // 1024} MiB" if inside["shm"] > SHARED_MEMORY // 1024 else "",
         f"capabilities {inside['capabilities']}" if int(inside["capabilities"], 16) else "",
         "new privileges can be had" if inside["no_new_privileges"] != "1" else "",
     ]
@@ -116,6 +115,7 @@ def clean_streams(evidence: Evidence) -> Finding:
 
 
 def stream_problem(trial: Trial) -> str:
+    """What the platform would choke on in one run's stdout or stderr, "" for nothing."""
     for name, content in (("stdout", trial.outcome.stdout), ("stderr", trial.outcome.stderr)):
         try:
             content.decode("utf-8")

@@ -376,8 +376,8 @@ def test_unusual_but_good_archives_pass(
 WARNED: list[tuple[str, str, Callable[[Maker], Any], str]] = [
     ("no bundle", "A14", lambda m: m.layers.pop(), "weights must come as a model tarball"),
     ("other script", "A14", entry_point(["python", "/srv/run.py"]), "does not run /opt/app/inference.py"),
-    ("bytecode", "A17", add("home/midog/__pycache__/x.pyc", b"1"), "/home/midog/__pycache__"),
-    ("another repository", "A17", add("root/.pyenv/.git/HEAD", b"1"), "/root/.pyenv/.git"),
+    ("bytecode", "A17", add("srv/tool/__pycache__/x.pyc", b"1"), "/srv/tool/__pycache__"),
+    ("another repository", "A17", add("usr/src/tool/.git/HEAD", b"1"), "/usr/src/tool/.git"),
     ("variable", "A18", lambda m: m.settings.update(Env=["HF_TOKEN=hf_x"]), "HF_TOKEN"),
 ]
 

@@ -254,3 +254,10 @@ def test_bad_input_is_told_before_anything_heavy_is_imported(tmp_path):
     )
     assert done.returncode == 5
     assert b"cannot list" in done.stderr.splitlines()[-1]
+
+
+def test_an_unknown_flavour_is_refused_also_where_the_image_sets_it(monkeypatch, capsys):
+    monkeypatch.setenv("MIDOG_API", "exce")
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2 and "MIDOG_API=exce is none of exec, invoke" in capsys.readouterr().err
