@@ -73,6 +73,7 @@ def conform(
     folder: Path,
     report: Report = print,
     predict: Predict | None = None,
+    threshold: float | None = None,
 ) -> Conformance:
     """Run the algorithm on every job and judge it, line by line.
 
@@ -82,10 +83,11 @@ def conform(
         folder: for outputs and what is made for the odd conditions.
         report: called with one short line per run.
         predict: confidences for a job folder; by default the bundle's own, by the way of `midog predict`.
+        threshold: of the confidence; by default the bundle's.
 
     Raises: UsageError without weights or jobs; WeightsError or ContractError for a bundle that cannot be unpacked.
     """
-    evidence = gather(runner, jobs, bundle, folder, report, predict)
+    evidence = gather(runner, jobs, bundle, folder, report, predict, threshold)
     verdicts = [judge(line, what, check, evidence) for line, (what, check) in CHECKS.items()]
     report("the invoke flavour, asked from inside")
     verdicts += judge_invocation(evidence)

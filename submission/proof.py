@@ -73,7 +73,7 @@ def prove(proof: Proof, report: Report) -> Proven:
     pages, labels = _patches(proof.patches) if proof.patches else (None, None)
     jobs = make_jobs(proof.out / "jobs", pages, labels)
     shown = None if runner.baked else bundle.folder
-    result = conform(runner, jobs, shown, proof.out, report, _predictor(bundle))
+    result = conform(runner, jobs, shown, proof.out, report, _predictor(bundle), bundle.point.threshold)
     return Proven(runner.name, (*result.verdicts, *about), result.times)
 
 

@@ -140,7 +140,13 @@ class Evidence:
 
 
 def gather(
-    runner: Runner, jobs: Sequence[Job], bundle: Path | None, folder: Path, report: Report, predict: Predict | None
+    runner: Runner,
+    jobs: Sequence[Job],
+    bundle: Path | None,
+    folder: Path,
+    report: Report,
+    predict: Predict | None,
+    threshold: float | None = None,
 ) -> Evidence:
     """Run every job, the base job's variants and the questions; see `Evidence`.
 
@@ -169,7 +175,7 @@ def gather(
         outside = last_json(subprocess.run([sys.executable, "-c", questions], capture_output=True, check=False).stdout)
     status = runner.ask(f"raise SystemExit({STATUS})", usual).status
     found = next(trial for trial in trials if trial.job is base)
-    evidence = Evidence(runner, trials, found, tried, inside, outside, status, usual, folder, bundle)
+    evidence = Evidence(runner, trials, found, tried, inside, outside, status, usual, folder, bundle, threshold)
     if predict is None and model is not None:
         report("midog predict on the same jobs")
         from midog.bundle import open_bundle
