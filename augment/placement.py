@@ -40,7 +40,7 @@ class Dihedral:
 
 
 def turn(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """One of `augment.views.VIEW_NAMES` of a square (h, w, 3) image: `apply_view`, for pixels that lie last.
+    """One of `augment.views.DIHEDRAL` of a square (h, w, 3) image: `apply_view`, for pixels that lie last.
 
     Raises: UsageError for an unknown name, or an image that is not square.
     """

@@ -21,7 +21,7 @@ from augment.fourier import Fourier, TargetAmplitude, fourier_domain_adaptation
 from augment.optics import Blur, Brightness, Jpeg, blur, brighten, compress
 from augment.placement import Dihedral, Shift, turn
 from augment.stain import Stain, draw_jitter, jitter_stain
-from augment.views import VIEW_NAMES
+from augment.views import DIHEDRAL
 from midog.errors import DataError, MidogError, UsageError, unknown
 
 Patch = NDArray[np.uint8]
@@ -132,7 +132,7 @@ class Policy:
         if "fisheye" in drawn or "shift" in drawn:
             patch = resample(patch, *self._map(patch, drawn))
         if u := drawn.get("dihedral"):
-            patch = turn(patch, VIEW_NAMES[int(u[1] * len(VIEW_NAMES))])
+            patch = turn(patch, DIHEDRAL[int(u[1] * len(DIHEDRAL))])
         if settings.blur and (u := drawn.get("blur")):
             patch = blur(patch, between(settings.blur.sigma, u[1]))
         if settings.jpeg and (u := drawn.get("jpeg")):

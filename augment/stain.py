@@ -1,4 +1,4 @@
-"""Colour of haematoxylin and eosin: jitter in stain space, and Reinhard's transfer of colour statistics."""
+"""Colour of haematoxylin and eosin: jitter in stain space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from augment.checks import check_probability, check_share
-from midog.errors import ArgumentError
 
 Patch = NDArray[np.uint8]
 
@@ -76,47 +75,3 @@ def draw_jitter(stain: Stain, u: list[float]) -> tuple[list[float], list[float]]
     """Factors and shifts for `jitter_stain` from six numbers in [0, 1)."""
     factors = [1 + stain.scale * (2 * x - 1) for x in u[:3]]
     return factors, [stain.shift * (2 * x - 1) for x in u[3:6]]
-
-
-def colour_statistics(image: Patch) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation in CIELAB (D65) of the pixels that are not pure black (border padding): (3,), (3,).
-
-    An image that is all black gives zeros.
-    """
-    pixels = _lab(image)[image.any(axis=2)].astype(np.float64)
-    if not len(pixels):
-        return np.zeros(3), np.zeros(3)
-    return pixels.mean(axis=0), pixels.std(axis=0)
-
-
-def reinhard(image: Patch, mean: ArrayLike, std: ArrayLike) -> Patch:
-    """Give an image the CIELAB mean and standard deviation of another.
-
-    Args:
-        image: (h, w, 3) uint8 RGB. Pure black pixels are border padding: they do not count and stay black.
-        mean, std: three numbers each, as `colour_statistics` gives them.
-
-    Returns: (h, w, 3) uint8. A channel without spread takes the target's mean.
-
-    Raises: ArgumentError for a negative or non-finite standard deviation, or a non-finite mean.
-
-    Source: Reinhard et al. 2001, IEEE CG&A 21(5):34, in CIELAB instead of lαβ as usual in histology.
-    """
-    mean, std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
-    if mean.shape != (3,) or std.shape != (3,) or not np.isfinite([mean, std]).all() or (std < 0).any():
-        raise ArgumentError(f"colour mean {mean}, deviation {std}", "three finite numbers each, deviations from 0")
-    tissue = image.any(axis=2)
-    if not tissue.any():
-        return image.copy()
-    own_mean, own_std = colour_statistics(image)
-    gain = np.divide(std, own_std, out=np.zeros(3), where=own_std > 1e-6)
-    changed = ((_lab(image) - own_mean) * gain + mean).astype(np.float32)
-    rgb = np.asarray(cv2.cvtColor(changed, cv2.COLOR_Lab2RGB)) * 255
-    rgb[~tissue] = 0
-    changed_patch: Patch = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
-    return changed_patch
-
-
-def _lab(image: Patch) -> NDArray[np.float32]:
-    scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
-    return np.asarray(cv2.cvtColor(scaled, cv2.COLOR_RGB2Lab), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Test-time views: the eight symmetries of the square, for arrays and tensors alike. numpy or torch, nothing else.
+"""Test-time views: the eight symmetries of the square for arrays and tensors alike, and one stain-normalised view.
 
 Source: the dihedral group D4; averaging logits over it is the field's usual test-time augmentation.
 """
@@ -21,8 +21,17 @@ TURNS: dict[str, tuple[int, bool]] = {
 }
 """Quarter turns against the clock, and whether left and right are swapped first."""
 
-VIEW_NAMES: tuple[str, ...] = tuple(TURNS)
-VIEW_SETS: dict[str, tuple[str, ...]] = {"none": VIEW_NAMES[:1], "rot4": VIEW_NAMES[:4], "d4": VIEW_NAMES}
+DIHEDRAL: tuple[str, ...] = tuple(TURNS)
+NORMALISED = "normalised"
+"""The patch itself in another colour: `augment.reinhard.normalise`, before it becomes a network's input."""
+VIEW_NAMES: tuple[str, ...] = (*DIHEDRAL, NORMALISED)
+VIEW_SETS: dict[str, tuple[str, ...]] = {
+    "none": DIHEDRAL[:1],
+    "rot4": DIHEDRAL[:4],
+    "d4": DIHEDRAL,
+    "stain": (DIHEDRAL[0], NORMALISED),
+    "d4_stain": VIEW_NAMES,
+}
 
 
 def apply_view(images: Any, name: str) -> Any:
@@ -30,14 +39,14 @@ def apply_view(images: Any, name: str) -> Any:
 
     Args:
         images: (…, h, w) tensor or array, such as (n, 3, h, w), with h = w for quarter turns to keep the shape.
-        name: one of `VIEW_NAMES`.
+        name: one of `DIHEDRAL`.
 
     Returns: the same kind, shape (for h = w) and dtype; `identity` returns the input itself.
 
     Raises: UsageError for an unknown name.
     """
     if name not in TURNS:
-        raise unknown("view", name, VIEW_NAMES)
+        raise unknown("view", name, DIHEDRAL)
     turns, flipped = TURNS[name]
     import numpy as np
 

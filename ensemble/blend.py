@@ -31,7 +31,7 @@ SATURATED = 700.0
 class OperatingPoint:
     """A named set of members and views with the calibration and threshold that were fitted for exactly that set.
 
-    `weights` has one number per member; `views` is none, rot4 or d4; `threshold` is a confidence.
+    `weights` has one number per member; `views` a set of `augment.views.VIEW_SETS`; `threshold` is a confidence.
     """
 
     name: str

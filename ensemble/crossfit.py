@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from augment.views import VIEW_SETS
 from ensemble.blend import OperatingPoint, confidence, decide
 from ensemble.calibrate import fit_calibration
 from ensemble.oof import OofSet, align
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Kind = Literal["tuned", "equal", "stack"]
-Views = Literal["none", "rot4", "d4"]
+Views = Literal["none", "rot4", "d4", "stain", "d4_stain"]
 Threshold = Literal["pooled", "across"]
 
 KINDS: tuple[str, ...] = ("equal", "tuned", "stack")
@@ -50,7 +51,8 @@ class BlendSettings:
 
     kind: tuned (simplex weights by Optuna, shrunk towards equal), equal, or stack (regularised logistic regression).
     trials: Optuna's, for the fit on all cases; cross-fits get a tenth, but 100 where there are as many.
-    views: none, rot4 or d4, averaged for each patch. threshold: pooled, or across = serves each domain alike.
+    views: a set of `augment.views.VIEW_SETS`, averaged for each patch.
+    threshold: pooled, or across = serves each domain alike.
     """
 
     kind: Kind = "tuned"
@@ -75,7 +77,8 @@ class Fit:
     """Everything fitted on one set of cases.
 
     `weights` maps equal, tuned and stack to (m,) weights; `strength` is λ and `strength_losses` what each candidate
-    λ cost on inner held-out cases; `tables` maps each member and kind to its operating point with the blend's views;
+    λ cost on inner held-out cases; `tables` maps each member and kind to its operating point with the blend's views,
+    and `views <set>` to that of equal weights with this view set: what views are worth, from stored logits;
     `points` are the blend's operating points.
     """
 
@@ -150,8 +153,9 @@ def blend_oof(oof: OofSet, settings: BlendSettings, folder: Path | str | None = 
 
 
 def blend_rows(oof: OofSet, settings: BlendSettings) -> Rows:
-    """What the blend is fitted on: the logits of its views and of one view, labels, cases and domains."""
-    logits = {views: oof.views(views) for views in ("none", str(settings.views))}
+    """What the blend is fitted on: logits of its views and of every other stored view set, labels, cases, domains."""
+    stored = [views for views in VIEW_SETS if views == settings.views or oof.holds(views)]
+    logits = {views: oof.views(views) for views in stored}
     across = settings.threshold == "across"
     return Rows(oof.names, logits, oof.labels, oof.cases, oof.domains, across)
 
@@ -210,6 +214,8 @@ def _fit(rows: Rows, settings: BlendSettings, journal: Journal | None, part: str
     for kind in KINDS:
         own = fit_point(kind, rows.names, weights[kind].tolist(), settings.views, rows)
         tables[kind] = points["full"] if kind == settings.kind else own
+    for views in rows.logits:
+        tables[f"views {views}"] = fit_point("", rows.names, equal.tolist(), views, rows)
     return Fit(weights, strength, losses, tables, points)
 
 

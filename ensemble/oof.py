@@ -34,7 +34,7 @@ class OofSet:
     """Logits of several members on the same patches.
 
     `table` the n training patches with a label; `folds` (n,) int32 the fold that left each out; `names` the m
-    members; `logits` (n, m, 8) float64, views in the order of `augment.views.VIEW_NAMES`.
+    members; `logits` (n, m, 9) float64, views in the order of `augment.views.VIEW_NAMES`.
     """
 
     table: PatchTable
@@ -65,12 +65,25 @@ class OofSet:
         """Share of atypical patches."""
         return float(self.labels.mean())
 
+    def holds(self, views: str) -> bool:
+        """Whether every member's logits of these views are stored: earlier releases kept the eight symmetries alone."""
+        return bool(np.isfinite(self.logits[:, :, _columns(views)]).all())
+
     def views(self, views: str) -> NDArray[np.float64]:
-        """(n, m): mean logit over a view set (none = identity, rot4, d4)."""
+        """(n, m): mean logit over a view set of `augment.views.VIEW_SETS`.
+
+        Raises: UsageError for an unknown set; DataError where a run does not hold one of its views.
+        """
         if views not in VIEW_SETS:
             raise unknown("views", views, VIEW_SETS)
-        columns = [VIEW_NAMES.index(name) for name in VIEW_SETS[views]]
-        return np.asarray(self.logits[:, :, columns].mean(axis=2), dtype=np.float64)
+        if not self.holds(views):
+            fix = "--views d4, or train again: this release stores the stain-normalised view too"
+            raise DataError(f"views {views} are not stored for all of {', '.join(self.names)}", fix)
+        return np.asarray(self.logits[:, :, _columns(views)].mean(axis=2), dtype=np.float64)
+
+
+def _columns(views: str) -> list[int]:
+    return [VIEW_NAMES.index(name) for name in VIEW_SETS[views]]
 
 
 def align(specs: Sequence[str | Path]) -> OofSet:

@@ -49,8 +49,8 @@ class Row:
 class BlendResult:
     """A fitted blend. `full` is what ships; `outer` what was fitted without each part of the cases.
 
-    `part` (n,) is each patch's part; `cross_fitted` and `in_sample` hold predictions of each member, `equal`, `tuned`
-    and `stack`; `point_predictions` the cross-fitted ones of each operating point.
+    `part` (n,) is each patch's part; `cross_fitted` and `in_sample` hold predictions of each member, `equal`, `tuned`,
+    `stack` and `views <set>`; `point_predictions` the cross-fitted ones of each operating point.
     """
 
     settings: BlendSettings
@@ -77,7 +77,8 @@ class BlendResult:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Each member, then equal, tuned and stack: on all patches first, then within each domain."""
+        """Each member, then equal, tuned and stack: on all patches first, then within each domain; on all patches also
+        equal weights with each stored view set."""
         return tuple(self._rows())
 
     def _rows(self) -> Iterator[Row]:
@@ -86,7 +87,8 @@ class BlendResult:
         if len(np.unique(words.astype(str))) > 1:
             masks |= {str(word): words == word for word in np.unique(words.astype(str))}
         for group, rows in masks.items():
-            for name in (*self.oof.names, *KINDS):
+            names = (*self.oof.names, *KINDS)
+            for name in self.cross_fitted if group == EVERYTHING else names:
                 yield self._row(name, group, rows)
 
     def _row(self, name: str, group: str, rows: NDArray[np.bool_]) -> Row:

@@ -2,7 +2,9 @@
 
 runs/<name>/recipe.yaml  manifest.json  patches.csv
 runs/<name>/<member>/fold_<k>/model.safetensors oof.csv log.jsonl done.json
-                              last.safetensors until finished, failed.json where it failed, .lock
+                              last.safetensors until finished, failed.json where it failed, .lock: who trains it
+                              job.log: what a process of its own said (several GPUs, a cluster)
+runs/<name>/slurm/            jobs.json: which SLURM job trains which fold; submitit's files and logs
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from augment.views import VIEW_NAMES
+from augment.views import DIHEDRAL, VIEW_NAMES
 from midog.errors import DataError, unknown
 from midog.files import read_csv, read_json, sha256_file, write_csv
-from midog.status import MemberStatus, RunStatus, fold_status, read_log, seconds_left
+from midog.status import MemberStatus, Queued, RunStatus, fold_status, queued_folds, read_log, seconds_left
 from midog.yaml import read_yaml
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ OOF_HEADER = ("patch_id", "fold", *(f"logit_{name}" for name in VIEW_NAMES))
 class Oof:
     """Out-of-fold logits of one member.
 
-    `ids` are patch ids, `folds` (n,) int32 the fold that left the patch out, `logits` (n, 8) float64 logits of
-    *atypical*, one column per dihedral view in the order of `augment.views.VIEW_NAMES` (identity first).
+    `ids` are patch ids, `folds` (n,) int32 the fold that left the patch out, `logits` (n, 9) float64 logits of
+    *atypical*, one column per view in the order of `augment.views.VIEW_NAMES` (identity first; NaN in the last one, the
+    stain-normalised view, where an earlier release did not store it).
     """
 
     ids: tuple[str, ...]
@@ -65,13 +68,14 @@ def read_oof(path: Path | str) -> Oof:
     Raises: DataError if a column is missing, a patch appears twice or a logit is no finite number.
     """
     header, rows = read_csv(path)
-    missing = [name for name in OOF_HEADER if name not in header]
+    stored = [name for name in OOF_HEADER if name in header]
+    missing = [name for name in OOF_HEADER[: 2 + len(DIHEDRAL)] if name not in stored]
     if missing:
         raise DataError(
             f"{path} is no OOF table: columns missing: {', '.join(missing)}",
             "`midog train` writes oof.csv; remove the fold's folder and train it again",
         )
-    columns = [header.index(name) for name in OOF_HEADER]
+    columns = [header.index(name) for name in stored]
     try:
         ids = tuple(row[columns[0]] for row in rows)
         folds = np.array([int(row[columns[1]]) for row in rows], dtype=np.int32)
@@ -79,7 +83,9 @@ def read_oof(path: Path | str) -> Oof:
     except ValueError as error:
         raise DataError(f"{path} holds a value that is no number: {error}", "train the fold again") from None
     _check_rows(path, ids, logits)
-    return Oof(ids, folds, logits.reshape(len(ids), len(VIEW_NAMES)))
+    views = np.full((len(ids), len(VIEW_NAMES)), np.nan)
+    views[:, : len(stored) - 2] = logits.reshape(len(ids), len(stored) - 2)
+    return Oof(ids, folds, views)
 
 
 def _check_rows(path: Path | str, ids: Sequence[str], logits: NDArray[np.float64]) -> None:
@@ -185,10 +191,11 @@ class Run:
 
     def status(self, intervals: bool = True) -> RunStatus:
         """What is done, what runs, what failed, how long the rest will take, and the scores so far."""
-        members = tuple(self._member_status(name, intervals) for name in self.members)
+        queued = queued_folds(self.path)
+        members = tuple(self._member_status(name, intervals, queued) for name in self.members)
         return RunStatus(self.path, members, seconds_left(members))
 
-    def _member_status(self, name: str, intervals: bool) -> MemberStatus:
+    def _member_status(self, name: str, intervals: bool, queued: Mapping[tuple[str, int], Queued]) -> MemberStatus:
         from midog.metrics import bootstrap_by_case, scores
 
         epochs = int(self.recipe["members"][name]["training"]["epochs"])
@@ -196,7 +203,9 @@ class Run:
         seconds = [float(line["seconds"]) for log in logs.values() for line in log]
         pace = sum(seconds) / len(seconds) if seconds else None
         folds = tuple(
-            fold_status(self.fold_folder(name, k), name, k, self.fold_names[k], epochs, log, pace)
+            fold_status(
+                self.fold_folder(name, k), name, k, self.fold_names[k], epochs, log, pace, queued.get((name, k))
+            )
             for k, log in logs.items()
         )
         found = self._gather(name)

@@ -56,7 +56,7 @@ def write_fold(folder: Path, table: PatchTable, k: int, scale: float) -> None:
     write_json(folder / "done.json", {"oof_sha256": sha256_file(folder / "oof.csv"), "network": {"seed": k}})
 
 
-@given(st.lists(st.tuples(*[finite] * 8), min_size=1, max_size=5))
+@given(st.lists(st.tuples(*[finite] * 9), min_size=1, max_size=5))
 def test_oof_tables_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, ...]]) -> None:
     ids = tuple(f'set/a,{at} "x"' for at in range(len(rows)))
     oof = Oof(ids, np.arange(len(rows), dtype=np.int32), np.array(rows))
@@ -67,6 +67,14 @@ def test_oof_tables_read_back_exactly(tmp_path_factory: pytest.TempPathFactory, 
     assert again.logits.tobytes() == oof.logits.tobytes()
     header = path.read_text().splitlines()[0].split(",")
     assert header == ["patch_id", "fold", *(f"logit_{view}" for view in VIEW_NAMES)]
+
+
+def test_a_table_of_an_earlier_release_lacks_the_last_view(tmp_path: Path) -> None:
+    oof = Oof(("a", "b"), np.zeros(2, dtype=np.int32), np.arange(18.0).reshape(2, 9))
+    path = write_oof(tmp_path / "oof.csv", oof)
+    path.write_text("\n".join(line.rpartition(",")[0] for line in path.read_text().splitlines()) + "\n")
+    again = read_oof(path).logits
+    assert np.array_equal(again[:, :8], oof.logits[:, :8]) and np.isnan(again[:, 8]).all()
 
 
 @pytest.mark.parametrize(

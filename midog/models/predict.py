@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from augment.views import apply_view
+from augment.reinhard import normalise
+from augment.views import NORMALISED, apply_view
 from midog.errors import UsageError
 from midog.progress import steps
 
@@ -132,11 +133,11 @@ def _logits(
         x = model.prepare(chunk)
         columns = []
         for view in views:
-            turned = apply_view(x, view)
+            seen = model.prepare(normalise(chunk)) if view == NORMALISED else apply_view(x, view)
             with autocast(x.device, dtype):
-                column = model(turned).double()
+                column = model(seen).double()
             if dtype != torch.float32 and not bool(torch.isfinite(column).all()):
-                column = model(turned).double()
+                column = model(seen).double()
             columns.append(column)
         logits: NDArray[np.float64] = torch.stack(columns, dim=1).cpu().numpy()
     return logits

@@ -72,10 +72,19 @@ def blend_findings(folder: Path | str) -> Findings:
     )
 
 
+VIEWS = {
+    "none": "one view",
+    "rot4": "four rotations",
+    "d4": "eight views",
+    "stain": "the patch and its stain-normalised view",
+    "d4_stain": "eight views and a stain-normalised one",
+}
+
+
 def _what(blend: Blend, kind: str) -> str:
     words = {"tuned": "A tuned blend", "equal": "An equal-weight blend", "stack": "A stacked blend"}
     members = f"{len(blend.members)} member{'s' if len(blend.members) > 1 else ''}"
-    views = {"none": "one view", "rot4": "four rotations", "d4": "eight views"}[blend.point("full").views]
+    views = VIEWS[blend.point("full").views]
     return f"{words.get(kind, 'A blend')} of {members}, {views} per patch, scored on cases it was not fitted on."
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from augment.fisheye import Fisheye, fisheye, fisheye_map, lens_map, resample
-from augment.views import VIEW_NAMES, apply_view
+from augment.views import DIHEDRAL, apply_view
 from midog.errors import UsageError
 
 STRENGTHS = [0.0, 0.1, 0.3, 0.5, 1.0, 3.0]
@@ -87,7 +87,7 @@ def test_the_map_is_symmetric(strength):
     np.testing.assert_allclose(map_x.T, map_y, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", VIEW_NAMES)
+@pytest.mark.parametrize("name", DIHEDRAL)
 def test_commutes_with_the_symmetries_of_the_square(patch, name):
     def turned(image):
         return np.ascontiguousarray(apply_view(image.transpose(2, 0, 1), name).transpose(1, 2, 0))

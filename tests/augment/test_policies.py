@@ -12,7 +12,7 @@ from augment.fourier import Fourier, natural_targets, patch_targets
 from augment.placement import Shift, turn
 from augment.policies import KINDS, TRANSFORMS, Augment, build_policy, refuse_agpl, sample_rng, settings
 from augment.stain import Stain
-from augment.views import VIEW_NAMES, apply_view
+from augment.views import DIHEDRAL, apply_view
 from midog.errors import DataError, MidogError, UsageError
 
 OFF = dict.fromkeys(TRANSFORMS)
@@ -123,7 +123,7 @@ def test_transforms_happen_as_often_as_p_says():
         assert share == pytest.approx(getattr(policy.augment, name).p, abs=0.04)
 
 
-@pytest.mark.parametrize("name", VIEW_NAMES)
+@pytest.mark.parametrize("name", DIHEDRAL)
 def test_turn_is_the_view_of_pixels(patch, name):
     view = apply_view(patch.transpose(2, 0, 1), name).transpose(1, 2, 0)
     np.testing.assert_array_equal(turn(patch, name), view)
@@ -132,7 +132,7 @@ def test_turn_is_the_view_of_pixels(patch, name):
 def test_all_eight_symmetries_are_drawn(patch):
     augment = settings("none", dihedral={"p": 1.0})
     outs = {run(augment, patch, (0, "uni", 0, 0, at)).tobytes() for at in range(100)}
-    assert outs == {turn(patch, name).tobytes() for name in VIEW_NAMES}
+    assert outs == {turn(patch, name).tobytes() for name in DIHEDRAL}
 
 
 def test_only_squares_can_be_turned(patch):

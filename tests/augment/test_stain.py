@@ -1,4 +1,4 @@
-"""Stain jitter in optical-density space and Reinhard's transfer."""
+"""Stain jitter in optical-density space."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,9 @@ from augment.stain import (
     STAINS,
     UNMIX,
     Stain,
-    colour_statistics,
     draw_jitter,
     jitter_stain,
     optical_density,
-    reinhard,
 )
 from midog.errors import UsageError
 
@@ -75,45 +73,3 @@ def test_drawn_jitter_stays_in_its_range():
 def test_settings_out_of_range(wrong):
     with pytest.raises(UsageError, match="stain"):
         Stain(**wrong)
-
-
-def test_reinhard_onto_itself(patch):
-    out = reinhard(patch, *colour_statistics(patch))
-    assert np.abs(out.astype(int) - patch).max() <= 1
-
-
-def test_reinhard_takes_over_the_statistics(patch):
-    target = stained(np.full((128, 128), 0.5), np.linspace(0.1, 0.4, 128 * 128).reshape(128, 128))
-    mean, std = colour_statistics(target)
-    got_mean, got_std = colour_statistics(reinhard(patch, mean, 0.5 * std + 1))
-    np.testing.assert_allclose(got_mean, mean, atol=1.0)
-    np.testing.assert_allclose(got_std, 0.5 * std + 1, atol=1.0)
-
-
-def test_reinhard_survives_a_constant_patch_and_black_padding(patch):
-    flat = reinhard(np.full((16, 16, 3), 120, np.uint8), (60, 10, -10), (5, 5, 5))
-    assert (flat == flat[0, 0]).all() and flat.max() > 0
-    np.testing.assert_allclose(colour_statistics(flat)[0], (60, 10, -10), atol=1)
-    padded = patch.copy()
-    padded[:40] = 0
-    for ours, theirs in zip(colour_statistics(padded), colour_statistics(patch[40:]), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-    out = reinhard(padded, (60, 20, -20), (10, 5, 5))
-    assert (out[:40] == 0).all() and out[40:].max() > 0
-    np.testing.assert_array_equal(out[40:], reinhard(patch[40:], (60, 20, -20), (10, 5, 5)))
-    black = np.zeros((8, 8, 3), np.uint8)
-    np.testing.assert_array_equal(reinhard(black, (60, 0, 0), (5, 5, 5)), black)
-
-
-@pytest.mark.parametrize("wrong", [((1, 2), (1, 1, 1)), ((1, 2, np.nan), (1, 1, 1)), ((1, 2, 3), (1, -1, 1))])
-def test_reinhard_refuses_statistics_that_are_none(patch, wrong):
-    with pytest.raises(ValueError, match="three finite numbers"):
-        reinhard(patch, *wrong)
-
-
-def test_reinhard_agrees_with_torchstain(patch):
-    torchstain = pytest.importorskip("torchstain")
-    target = jitter_stain(patch, (1.3, 0.8, 1), (0.05, 0.02, 0))
-    theirs = torchstain.normalizers.ReinhardNormalizer(backend="numpy")
-    theirs.fit(target)
-    assert np.abs(theirs.normalize(I=patch).astype(int) - reinhard(patch, *colour_statistics(target))).max() <= 1

@@ -6,29 +6,29 @@ import numpy as np
 import pytest
 import torch
 
-from augment.views import VIEW_NAMES, VIEW_SETS, apply_view
+from augment.views import DIHEDRAL, VIEW_SETS, apply_view
 from midog.errors import UsageError
 
 SQUARE = np.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
 
 
 def test_names_and_sets():
-    assert len(set(VIEW_NAMES)) == 8 and VIEW_NAMES[0] == "identity"
-    assert VIEW_SETS["none"] == ("identity",) and VIEW_SETS["d4"] == VIEW_NAMES
+    assert len(set(DIHEDRAL)) == 8 and DIHEDRAL[0] == "identity"
+    assert VIEW_SETS["none"] == ("identity",) and VIEW_SETS["d4"] == DIHEDRAL
     assert VIEW_SETS["rot4"] == ("identity", "rot90", "rot180", "rot270")
 
 
 def test_eight_different_views_that_form_a_group():
-    seen = {apply_view(SQUARE, name).tobytes(): name for name in VIEW_NAMES}
+    seen = {apply_view(SQUARE, name).tobytes(): name for name in DIHEDRAL}
     assert len(seen) == 8
-    for first, second in itertools.product(VIEW_NAMES, repeat=2):
+    for first, second in itertools.product(DIHEDRAL, repeat=2):
         assert np.ascontiguousarray(apply_view(apply_view(SQUARE, first), second)).tobytes() in seen
     rotations = {np.ascontiguousarray(apply_view(SQUARE, name)).tobytes() for name in VIEW_SETS["rot4"]}
     for first, second in itertools.product(VIEW_SETS["rot4"], repeat=2):
         assert np.ascontiguousarray(apply_view(apply_view(SQUARE, first), second)).tobytes() in rotations
 
 
-@pytest.mark.parametrize("name", VIEW_NAMES)
+@pytest.mark.parametrize("name", DIHEDRAL)
 def test_arrays_and_tensors_agree(name):
     tensor = apply_view(torch.from_numpy(SQUARE), name)
     assert tensor.shape == SQUARE.shape and tensor.dtype == torch.int64
@@ -49,7 +49,7 @@ def mean_logit(image, views):
     return torch.stack([(apply_view(image, name) * weights).sin().sum() for name in VIEW_SETS[views]]).mean()
 
 
-@pytest.mark.parametrize("name", VIEW_NAMES)
+@pytest.mark.parametrize("name", DIHEDRAL)
 def test_the_mean_over_eight_views_is_invariant_and_over_four_to_rotations_only(name):
     image = torch.rand(1, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turned = apply_view(image, name)

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from augment.views import VIEW_SETS
 from ensemble.blend import combine, read_blend
 from ensemble.crossfit import JOURNAL_FILE, BlendSettings, blend_oof, blend_rows, blend_runs, predict
 from ensemble.oof import OofSet, align
@@ -39,7 +41,7 @@ def test_tuned_weights_beat_equal_ones_where_a_member_knows_nothing(kept_run: Pa
     result = blend_runs([kept_run], BlendSettings(trials=200))
     assert result.weights["noise"] < 0.1 < result.weights["fair"] < result.weights["good"]
     found = result.scores()
-    assert list(found) == ["good", "fair", "noise", "equal", "tuned", "stack"]
+    assert list(found)[:6] == ["good", "fair", "noise", "equal", "tuned", "stack"]
     assert found["tuned"].log_loss < found["equal"].log_loss < found["noise"].log_loss
     assert found["tuned"].log_loss < found["good"].log_loss
 
@@ -162,17 +164,35 @@ def test_a_stack_is_written_in_the_one_formula(kept_run: Path) -> None:
 def test_a_table_of_scores(few: BlendResult) -> None:
     result = few
     rows = result.table()
-    assert [row["name"] for row in rows[:6]] == ["good", "fair", "noise", "equal", "tuned", "stack"]
-    assert [row["group"] for row in rows[::6]] == ["all", "breast, CS2", "breast, XR"]
-    assert len(result.table(by_domain=False)) == 6
+    everything = result.table(by_domain=False)
+    names = ["good", "fair", "noise", "equal", "tuned", "stack"]
+    assert [row["name"] for row in everything] == [*names, *(f"views {views}" for views in VIEW_SETS)]
+    assert rows[: len(everything)] == everything
+    domains = rows[len(everything) :]
+    assert [row["name"] for row in domains] == names * 2
+    assert [row["group"] for row in domains[::6]] == ["breast, CS2", "breast, XR"]
     for row in rows:
         low, high = row["balanced_accuracy_interval"]
         assert low <= row["balanced_accuracy"] <= high and row["roc_auc_in_sample"] is not None
-    assert sum(row["n"] for row in rows[6::6]) == rows[0]["n"] == 300
+    assert sum(row["n"] for row in domains[::6]) == rows[0]["n"] == 300
     by_scanner = result.scores(by="scanner")
-    assert list(by_scanner) == ["CS2", "XR"] and by_scanner["XR"].n == rows[12]["n"]
+    assert list(by_scanner) == ["CS2", "XR"] and by_scanner["XR"].n == domains[6]["n"]
     with pytest.raises(UsageError, match="did you mean tuned"):
         result.scores(by="scanner", name="tuend")
+
+
+def test_what_views_are_worth_is_read_from_stored_logits(kept_run: Path, few: BlendResult) -> None:
+    oof = few.oof
+    assert np.array_equal(few.cross_fitted["views none"].logit, few.cross_fitted["equal"].logit)
+    np.testing.assert_allclose(few.cross_fitted["views d4_stain"].logit, oof.logits.mean(axis=(1, 2)))
+    earlier = replace(oof, logits=np.where(np.arange(9) == 8, np.nan, oof.logits))
+    assert [name for name in blend_oof(earlier, FEW).cross_fitted if name.startswith("views")] == [
+        "views none",
+        "views rot4",
+        "views d4",
+    ]
+    with pytest.raises(DataError, match="views stain are not stored for all of good, fair, noise"):
+        blend_oof(earlier, replace(FEW, views="stain"))
 
 
 def test_the_blend_folder(kept_run: Path, few: BlendResult, tmp_path: Path) -> None:

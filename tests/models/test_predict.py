@@ -80,7 +80,7 @@ class _Broken:
 
 
 def test_no_patches_give_no_logits() -> None:
-    assert predict_logits(MODEL, PATCHES[:0], VIEW_NAMES, "cpu").shape == (0, 8)
+    assert predict_logits(MODEL, PATCHES[:0], VIEW_NAMES, "cpu").shape == (0, 9)
 
 
 def test_what_half_precision_cannot_hold_is_computed_again() -> None:
