@@ -80,4 +80,5 @@ def lab_to_rgb(lab: Floats) -> Patch:
     x = np.where(f > KNEE, f**3, 3 * KNEE**2 * (f - 4 / 29))
     linear = np.clip(x @ FROM_WHITE.T, 0, 1)
     rgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * rgb).astype(np.uint8)
+    screen: Patch = np.rint(255 * rgb).astype(np.uint8)
+    return screen

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from midog.errors import UsageError, unknown
+from midog.models.layouts import LAYOUTS
 from midog.models.records import natural, pathology
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Backbone:
     weights are; `parameters` counts it without classifier (None: not recorded); `features` is the width after pooling.
     `input_size` is the side in pixels of its native square input, `patch` a ViT's patch side (None: a CNN), and
     `prefix_tokens` how many tokens (CLS, registers) stand before the patch tokens. `mean` and `std` apply to RGB in
-    0…1. `lora_targets` are suffixes of module names. `sha256`, where recorded, is the weight file's.
+    0…1. `lora_targets` are suffixes of module names. `sha256`, where recorded, is the weight file's. `layout` says by
+    whose names the published file calls its tensors (`layouts.LAYOUTS`), and `prefix` which of them are this network's:
+    it is cut off, and what does not start with it is left out.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Backbone:
     prefix_tokens: int = 0
     timm_kwargs: dict[str, Any] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
+    layout: str = "timm"
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "lora_targets"):
@@ -65,6 +70,8 @@ class Backbone:
             raise unknown("pooling", str(self.pooling), POOLINGS)
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
+        if self.layout not in LAYOUTS:
+            raise unknown("layout", str(self.layout), LAYOUTS)
         if self.pooling != "avg" and not self.prefix_tokens:
             raise UsageError(
                 f"backbone {self.name}: pooling {self.pooling} needs a CLS token, and the network has none",
@@ -79,6 +86,8 @@ class Backbone:
 
 
 FIELDS = tuple(item.name for item in dataclasses.fields(Backbone))
+LATER = {"layout", "prefix"}
+"""Fields that records stored by the first release lack; their defaults are what that release did."""
 
 
 @cache
@@ -95,15 +104,17 @@ def list_backbones() -> tuple[str, ...]:
 def find_backbone(name_or_record: str | Mapping[str, Any] | Backbone) -> Backbone:
     """The record of a registry name, of `timm/<name>`, or of an inline mapping.
 
-    An inline record needs `timm`; what it leaves out is derived from that timm model.
+    Capitals and hyphens are as good as the registry's own spelling: `UNI2-h` is `uni2_h`. An inline record needs
+    `timm`; what it leaves out is derived from that timm model.
 
     Raises: UsageError for an unknown name or key, with the nearest valid one.
     """
     if isinstance(name_or_record, Backbone):
         return name_or_record
     if isinstance(name_or_record, str):
-        if name_or_record in _registry():
-            return _registry()[name_or_record]
+        name = name_or_record if name_or_record in _registry() else name_or_record.lower().replace("-", "_")
+        if name in _registry():
+            return _registry()[name]
         if name_or_record.startswith(TIMM_PREFIX):
             return _derived(name_or_record.removeprefix(TIMM_PREFIX), {})
         problem = unknown("backbone", name_or_record, list_backbones())
@@ -114,7 +125,7 @@ def find_backbone(name_or_record: str | Mapping[str, Any] | Backbone) -> Backbon
             raise unknown("key of an inline backbone", str(key), FIELDS)
     if not record.get("timm"):
         raise UsageError("an inline backbone names no timm architecture", "add `timm: vit_base_patch16_224`")
-    if set(record) == set(FIELDS):
+    if set(FIELDS) - set(record) <= LATER:
         return Backbone(**record)
     derived = _derived(str(record.pop("timm")), dict(record.pop("timm_kwargs", None) or {}), record.get("pooling"))
     return dataclasses.replace(derived, **record)
@@ -166,8 +177,13 @@ def _derived(timm_name: str, kwargs: dict[str, Any], pooling: str | None = None)
 
 
 def _create(timm_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """timm's network without classifier. A hub address is refused: building never talks to the network."""
+    """timm's network without classifier. A hub address is refused: building never talks to the network.
+
+    One made for a single channel (`in_chans: 1`) is given the channels of an image one by one.
+    """
     import timm
+
+    from midog.models.channels import channel_by_channel
 
     if not timm.is_model(timm_name):
         raise unknown("timm model", timm_name, timm.list_models())
@@ -177,9 +193,10 @@ def _create(timm_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
             f"timm ignores arguments that are null: {', '.join(ignored)}", "leave them out of `timm_kwargs`"
         )
     try:
-        return timm.create_model(timm_name, pretrained=False, num_classes=0, **_layer_classes(kwargs))
+        model: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=0, **_layer_classes(kwargs))
     except TypeError as error:
         raise UsageError(f"timm cannot build {timm_name}: {error}", "check `timm_kwargs` of the backbone") from error
+    return channel_by_channel(model) if kwargs.get("in_chans") == 1 else model
 
 
 def _layer_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:

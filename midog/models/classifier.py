@@ -10,9 +10,9 @@ at packing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,18 @@ from midog.models.backbones import build_backbone, empty_backbone, find_backbone
 from midog.models.heads.linear import Head, build_head, feature_width, pool_features
 from midog.models.network import Network
 from midog.models.preprocess import input_size, prepare
-from midog.models.tuning import ADAPTER_PARTS, Lora, Tune, apply_tuning, merged_weight, plain_name, trained_names
+from midog.models.prompts import Prompts, insert_prompts
+from midog.models.tuning import (
+    ADAPTER_PARTS,
+    Lora,
+    Tune,
+    added_tensors,
+    apply_tuning,
+    is_added,
+    merge_adapter,
+    plain_name,
+    trained_names,
+)
 from midog.models.weights import TensorFile, mismatches, write_tensors
 
 __all__ = [
@@ -66,8 +77,8 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(pool_features(self.backbone, x, self.network.backbone.pooling))
         return logits
 
-    def prepare(self, patches: NDArray[np.uint8]) -> Tensor:
-        """(n, 128, 128, 3) uint8 RGB to (n, 3, s, s) float32 on this network's device."""
+    def prepare(self, patches: NDArray[np.uint8] | Tensor) -> Tensor:
+        """(n, 128, 128, 3) uint8 RGB, an array or a tensor, to (n, 3, s, s) float32 on this network's device."""
         device = next(self.head.parameters()).device
         return prepare(patches, self.network.image, self.network.backbone, device)
 
@@ -82,7 +93,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(network: Network, weights: Path | None = None) -> Classifier:
-    """A classifier ready for training: pretrained, adapters injected, the rest frozen and rounded.
+    """A classifier ready for training: pretrained, adapters or prompts injected, the rest frozen and rounded.
 
     Args:
         network: What to build. With `pretrained: random` the same seed gives the same bytes.
@@ -126,7 +137,7 @@ def fold_state(classifier: Classifier) -> dict[str, Tensor]:
     """All that a fold model adds to the pretrained state: each parameter and buffer that differs from it, on the CPU.
 
     Names are timm's under `backbone.`, the head's under `head.`; adapters are `<module>.lora_A` (rank, in), `.lora_B`
-    (out, rank) and, for DoRA, `.magnitude` (out,).
+    (out, rank) and, for DoRA, `.magnitude` (out,); prompts are `blocks.N.prompts` (count, width).
     """
     state = {}
     trained = {name for name, parameter in classifier.backbone.named_parameters() if parameter.requires_grad}
@@ -137,20 +148,20 @@ def fold_state(classifier: Classifier) -> dict[str, Tensor]:
             continue  # frozen: still the pretrained bytes
         after = value.detach().cpu()
         if before is None or not torch.equal(after, before.cpu().to(after.dtype)):
-            state[BACKBONE + name] = _half(after) if name.rpartition(".")[2] in ADAPTER_PARTS else _copy(after)
+            state[BACKBONE + name] = _half(after) if is_added(name) else _copy(after)
     state.update({HEAD + name: value.detach().cpu().clone() for name, value in classifier.head.state_dict().items()})
     return state
 
 
 def round_adapters(classifier: Classifier) -> None:
-    """Round trained adapters to float16, in place.
+    """Round trained adapters and prompts to float16, in place.
 
     A fold model is rounded when its training is over and before it is scored, so that it scores as it is stored: half
     the bytes in a bundle that holds each adapter and each backbone in the same precision. Our choice.
     """
     with torch.no_grad():
         for name, parameter in classifier.backbone.named_parameters():
-            if plain_name(name).rpartition(".")[2] in ADAPTER_PARTS:
+            if is_added(plain_name(name)):
                 parameter.copy_(round_parameter(parameter))
 
 
@@ -172,7 +183,7 @@ def backbone_state(classifier: Classifier) -> dict[str, Tensor]:
     state = {}
     for wrapped, value in classifier.backbone.state_dict().items():
         name = plain_name(wrapped)
-        if name.rpartition(".")[2] in ADAPTER_PARTS:
+        if is_added(name):
             continue
         before = classifier.pretrained.get(name)
         kept = (round_parameter(value) if before is None else before).cpu()
@@ -223,6 +234,7 @@ class Inference:
             self.base = TensorFile(backbone_file)
         self._module = Classifier(network, empty_backbone(network.backbone)).requires_grad_(False).eval().to(device)
         self._plain: set[str] = set()  # names that hold their pretrained bytes at this moment
+        self._remove_prompts: Callable[[], None] | None = None
         self._ready = False
 
     @property
@@ -243,23 +255,24 @@ class Inference:
         fold = TensorFile(fold_file)
         network = self._network(fold)
         backbone = self._module.backbone
-        state = backbone.state_dict()
         stored = {name.removeprefix(BACKBONE) for name in fold.names if name.startswith(BACKBONE)}
         adapted = {name.rpartition(".")[0] for name in stored if name.endswith(".lora_A")}
         head = build_head(network.head, feature_width(backbone, network.backbone.pooling))
-        self._check(fold, state, stored, adapted, head, network)
+        self._check(fold, stored, adapted, head, network)
         self._ready = False
+        self._fit_prompts(network.tune)
         with torch.no_grad():
-            for name, target in state.items():
+            for name, target in backbone.state_dict().items():
                 module, _, last = name.rpartition(".")
-                if last == "weight" and module in adapted:
-                    target.copy_(self._merge(fold, module, target.device, network.tune))
-                    self._plain.discard(name)
-                elif name in stored:
-                    target.copy_(fold[BACKBONE + name])
-                    self._plain.discard(name)
-                elif name not in self._plain:
-                    target.copy_(self.base[name])
+                merged = last == "weight" and module in adapted
+                if not merged and name not in stored and name in self._plain:
+                    continue
+                self._plain.discard(name)
+                value = fold[BACKBONE + name] if name in stored else self.base[name]
+                target.copy_(value.to(target.device))  # half the bytes to a GPU, widened there
+                if merged:
+                    merge_adapter(target, self._adapter(fold, module, target.device), cast(Lora, network.tune))
+                elif name not in stored:
                     self._plain.add(name)
             for name, target in head.state_dict().items():
                 target.copy_(fold[HEAD + name])
@@ -267,6 +280,15 @@ class Inference:
         self._module.network = network
         self._ready = True
         return self._module
+
+    def _fit_prompts(self, tune: Tune) -> None:
+        """Take out the last fold model's prompts, and make room for this one's."""
+        if self._remove_prompts is not None:
+            self._remove_prompts()
+            self._remove_prompts = None
+        if isinstance(tune, Prompts):
+            self._remove_prompts = insert_prompts(self._module.backbone, tune.count)
+            self._module.requires_grad_(False)
 
     def _network(self, fold: TensorFile) -> Network:
         try:
@@ -279,35 +301,19 @@ class Inference:
             raise WeightsError(f"{fold.path} is a fold model on {network.backbone.name}, not on {built.name}")
         return network
 
-    def _merge(self, fold: TensorFile, module: str, device: torch.device, tune: Tune) -> Tensor:
-        assert isinstance(tune, Lora)
-        name = f"{module}.weight"
-        weight = fold[BACKBONE + name] if BACKBONE + name in fold else self.base[name]
+    def _adapter(self, fold: TensorFile, module: str, device: torch.device) -> dict[str, Tensor]:
         parts = [part for part in ADAPTER_PARTS if f"{BACKBONE}{module}.{part}" in fold]
-        adapter = {part: fold[f"{BACKBONE}{module}.{part}"].to(device, torch.float32) for part in parts}
-        return merged_weight(weight.to(device, torch.float32), adapter, tune)
+        return {part: fold[f"{BACKBONE}{module}.{part}"].to(device, torch.float32) for part in parts}
 
-    def _check(
-        self,
-        fold: TensorFile,
-        state: Mapping[str, Tensor],
-        stored: set[str],
-        adapted: set[str],
-        head: nn.Module,
-        network: Network,
-    ) -> None:
+    def _check(self, fold: TensorFile, stored: set[str], adapted: set[str], head: nn.Module, network: Network) -> None:
         """Every name and shape, before anything is written."""
-        tune = network.tune
-        wanted = {BACKBONE + name: tensor for name, tensor in state.items()}
-        for module in adapted:
-            if not isinstance(tune, Lora):
-                break  # the adapters' tensors are then reported as unexpected
-            weight = state.get(f"{module}.weight")
-            rows, columns = (0, 0) if weight is None else (weight.shape[0], weight.shape[1])
-            wanted[f"{BACKBONE}{module}.lora_A"] = torch.empty(tune.rank, columns, device="meta")
-            wanted[f"{BACKBONE}{module}.lora_B"] = torch.empty(rows, tune.rank, device="meta")
-            if tune.kind == "dora":
-                wanted[f"{BACKBONE}{module}.magnitude"] = torch.empty(rows, device="meta")
+        backbone = self._module.backbone
+        state = {name: value for name, value in backbone.state_dict().items() if not is_added(name)}
+        try:
+            added = added_tensors(backbone, network.tune, adapted)
+        except UsageError as error:
+            raise WeightsError(f"{fold.path} is no fold model of this project ({error.problem})") from error
+        wanted = {BACKBONE + name: tensor for name, tensor in {**state, **added}.items()}
         wanted.update({HEAD + name: tensor for name, tensor in head.state_dict().items()})
         given = {name: fold.shape(name) for name in fold.names}
         for name in state:

@@ -6,6 +6,7 @@ Crop the centre, resize (antialiased, in float, on the device, a batch at a time
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,11 +81,13 @@ def fit_patch(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + PATCH, left : left + PATCH]
 
 
-def prepare(patches: NDArray[np.uint8], image: Image, record: Backbone, device: device | str | None = None) -> Tensor:
+def prepare(
+    patches: NDArray[np.uint8] | Tensor, image: Image, record: Backbone, device: device | str | None = None
+) -> Tensor:
     """A network's input from patches.
 
     Args:
-        patches: (n, 128, 128, 3) uint8 RGB.
+        patches: (n, 128, 128, 3) uint8 RGB, an array or a tensor on any device.
         image: Crop and size.
         record: The backbone, for native size, interpolation, mean and standard deviation.
         device: Where to compute; the bytes travel as uint8.
@@ -95,17 +98,24 @@ def prepare(patches: NDArray[np.uint8], image: Image, record: Backbone, device: 
     import torch
     from torch.nn import functional
 
-    if patches.ndim != 4 or patches.shape[1:] != (PATCH, PATCH, 3) or patches.dtype != np.uint8:
+    if patches.ndim != 4 or patches.shape[1:] != (PATCH, PATCH, 3) or patches.dtype not in (np.uint8, torch.uint8):
         raise ValueError(f"patches must be (n, {PATCH}, {PATCH}, 3) uint8, not {patches.shape} {patches.dtype}")
     margin = (PATCH - image.crop) // 2
     cropped = patches[:, margin : PATCH - margin, margin : PATCH - margin]
     # The copy also makes a read-only memory map writable, which torch asks for.
-    pixels = torch.from_numpy(np.array(cropped, order="C")).to(device or "cpu", non_blocking=True)
-    x = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    pixels = torch.from_numpy(np.array(cropped, order="C")) if isinstance(cropped, np.ndarray) else cropped.contiguous()
+    x = pixels.to(device or pixels.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
     size = input_size(image, record)
     if size != image.crop:
         x = functional.interpolate(x, size=(size, size), mode=record.interpolation, antialias=True, align_corners=False)
         x = x.clamp_(0, 1)
-    mean = torch.tensor(record.mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(record.std, device=x.device).view(1, 3, 1, 1)
-    return x.sub_(mean).div_(std)
+    return x.sub_(_channels(record.mean, str(x.device))).div_(_channels(record.std, str(x.device)))
+
+
+@lru_cache(maxsize=64)
+def _channels(values: tuple[float, float, float], device: str) -> Tensor:
+    """(1, 3, 1, 1) float32, kept: making it anew on a GPU would halt the queue at every step."""
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""What is trained inside a backbone: low-rank adapters, everything, the last blocks, or nothing.
+"""What is trained inside a backbone: low-rank adapters, prompts, everything, the last blocks, or nothing.
 
 Adapters are injected with peft for training; inference computes the merged weight itself and does without peft.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from midog.errors import UsageError, unknown
+from midog.models.prompts import PART, START, Prompts, insert_prompts, prompted_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,12 +84,20 @@ class Last:
             raise UsageError(f"tune.blocks is {self.blocks}", "at least 1; to train the head alone: tune: head")
 
 
-Tune = Lora | Full | Frozen | Last
-TUNES: dict[str, type[Any]] = {"lora": Lora, "rslora": Lora, "dora": Lora, "full": Full, "head": Frozen, "last": Last}
+Tune = Lora | Prompts | Full | Frozen | Last
+TUNES: dict[str, type[Any]] = {
+    "lora": Lora,
+    "rslora": Lora,
+    "dora": Lora,
+    "prompts": Prompts,
+    "full": Full,
+    "head": Frozen,
+    "last": Last,
+}
 
 
 def trained_names(backbone: nn.Module, tune: Tune) -> frozenset[str]:
-    """Names of the backbone's *own* parameters that this tuning trains (adapters are not among them).
+    """Names of the backbone's *own* parameters that this tuning trains (adapters and prompts are not among them).
 
     Raises: UsageError when there are fewer blocks than asked for.
     """
@@ -147,9 +156,9 @@ def _matches(name: str, target: str) -> bool:
 
 
 def apply_tuning(backbone: nn.Module, tune: Tune, record: Backbone) -> None:
-    """Freeze what is not trained and inject the adapters, in place. Adapters draw from torch's current generator.
+    """Freeze what is not trained; inject adapters or prompts, in place. They draw from torch's current generator.
 
-    Raises: UsageError as `trained_names` and `adapted_layers` do.
+    Raises: UsageError as `trained_names`, `adapted_layers` and `prompted_blocks` do.
     """
     trained = trained_names(backbone, tune)
     layers = adapted_layers(backbone, tune, record) if isinstance(tune, Lora) else {}
@@ -169,6 +178,12 @@ def apply_tuning(backbone: nn.Module, tune: Tune, record: Backbone) -> None:
             bias="none",
         )
         inject_adapter_in_model(config, backbone)
+    elif isinstance(tune, Prompts):
+        from torch.nn.init import trunc_normal_
+
+        insert_prompts(backbone, tune.count)
+        for block in prompted_blocks(backbone).values():
+            trunc_normal_(block.get_parameter(PART), std=START)
 
 
 PEFT_NAMES = {
@@ -180,6 +195,33 @@ PEFT_NAMES = {
 ADAPTER_PARTS = ("lora_A", "lora_B", "magnitude")
 
 
+def is_added(name: str) -> bool:
+    """True for a tensor that tuning adds to a backbone: part of an adapter, or prompts. Takes a plain name."""
+    return name.rpartition(".")[2] in (*ADAPTER_PARTS, PART)
+
+
+def added_tensors(backbone: nn.Module, tune: Tune, adapted: Iterable[str]) -> dict[str, Tensor]:
+    """What tuning adds to a backbone, by plain name, as shapes without values: the adapters of the linear layers
+    `adapted`, or every block's prompts."""
+    import torch
+
+    added: dict[str, Tensor] = {}
+    if isinstance(tune, Prompts):
+        blocks = prompted_blocks(backbone)
+        prompts = torch.empty(tune.count, cast(int, backbone.embed_dim), device="meta")
+        added = {f"{block}.{PART}": prompts for block in blocks}
+    elif isinstance(tune, Lora):
+        state = backbone.state_dict()
+        for module in adapted:
+            weight = state.get(f"{module}.weight")
+            rows, columns = (0, 0) if weight is None else weight.shape[:2]
+            added[f"{module}.lora_A"] = torch.empty(tune.rank, columns, device="meta")
+            added[f"{module}.lora_B"] = torch.empty(rows, tune.rank, device="meta")
+            if tune.kind == "dora":
+                added[f"{module}.magnitude"] = torch.empty(rows, device="meta")
+    return added
+
+
 def plain_name(name: str) -> str:
     """A parameter's name without peft's wrapping: timm's own, or `<module>.lora_A`, `.lora_B`, `.magnitude`."""
     for wrapped, plain in PEFT_NAMES.items():
@@ -187,22 +229,19 @@ def plain_name(name: str) -> str:
     return name
 
 
-def merged_weight(weight: Tensor, adapter: Mapping[str, Tensor], tune: Lora) -> Tensor:
-    """The weight that a plain linear layer needs to answer as the adapted one does.
+def merge_adapter(weight: Tensor, adapter: Mapping[str, Tensor], tune: Lora) -> None:
+    """Turn W₀ into the weight that a plain linear layer needs to answer as the adapted one does, in place.
 
     Args:
-        weight: W₀ (out, in) float32.
+        weight: W₀ (out, in) float32; becomes V = W₀ + s·B·A, for DoRA each row of V scaled to the length `magnitude`.
         adapter: `lora_A` (rank, in), `lora_B` (out, rank) and, for DoRA, `magnitude` (out,), float32.
         tune: Kind and scale.
-
-    Returns: (out, in) float32: V = W₀ + s·B·A, for DoRA each row of V scaled to the length `magnitude`.
 
     Source: Hu et al. 2021, eq. 3; Liu et al. 2024, eq. 5.
     """
     import torch
 
-    merged = torch.addmm(weight, adapter["lora_B"], adapter["lora_A"], alpha=tune.scale)
+    weight.addmm_(adapter["lora_B"], adapter["lora_A"], alpha=tune.scale)
     if tune.kind == "dora":
-        length = torch.linalg.vector_norm(merged, dim=1)
-        merged.mul_((adapter["magnitude"] / length).unsqueeze(1))
-    return merged
+        length = torch.linalg.vector_norm(weight, dim=1)
+        weight.mul_((adapter["magnitude"] / length).unsqueeze(1))

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from midog.errors import WeightsError
 from midog.files import atomic, check_schema, sha256_file
+from midog.models.layouts import LAYOUTS, Piece, prefixes, translate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from midog.models.backbones import Backbone
 
-GENERIC_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
+GENERIC_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin", "model.pth")
 """Names that every hub repository uses: they identify a model only inside a folder of its own name."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 CLASSIFIERS = ("classifier.", "head.", "fc.", "head_dist.")
@@ -45,7 +46,7 @@ def find_weights(record: Backbone, pretrained: str = "record", weights: Path | N
             raise WeightsError(f"no such file or folder: {place}", "check --pretrained, MIDOG_WEIGHTS or `pretrained`")
         if place.is_file():
             return place
-    names = _file_names(record)
+    names = file_names(record)
     found = next((place / name for place in places for name in names if (place / name).is_file()), None)
     if found is None:
         raise _missing(record, places, names)
@@ -66,7 +67,8 @@ def _places(pretrained: str, weights: Path | None) -> list[Path]:
     return given
 
 
-def _file_names(record: Backbone) -> list[str]:
+def file_names(record: Backbone) -> list[str]:
+    """Names under which a folder may hold the weights, the best first."""
     stem = record.name.removeprefix("timm/")
     own = [record.file] if record.file and record.file not in GENERIC_FILES else []
     inside = [f"{stem}/{name}" for name in dict.fromkeys([record.file, "model.safetensors"]) if name]
@@ -182,8 +184,10 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], about: Mappin
 def load_pretrained(backbone: nn.Module, path: Path, record: Backbone) -> None:
     """Fill every parameter and persistent buffer of a backbone from a published checkpoint, in float32.
 
-    The checkpoint's own classifier is dropped, and a 1x1 convolution (o, i, 1, 1) fills a linear layer (o, i) or
-    the other way round; apart from that everything must match name by name and shape by shape.
+    Its tensors are brought under timm's names by the record's layout, or by another that fits where that one does not
+    (a model converted to timm's names, say). The checkpoint's own classifier is dropped, and a 1x1 convolution
+    (o, i, 1, 1) fills a linear layer (o, i) or the other way round; apart from that everything must match name by name
+    and shape by shape. Tensors are read one by one.
 
     Raises: WeightsError listing the keys that are missing, unexpected, of another shape, or not finite.
     """
@@ -191,22 +195,38 @@ def load_pretrained(backbone: nn.Module, path: Path, record: Backbone) -> None:
 
     file = TensorFile(path)
     wanted = backbone.state_dict()
-    given = [name for name in file.names if name in wanted or not name.startswith(CLASSIFIERS)]
-    details = mismatches(wanted, {name: _like(file.shape(name), wanted.get(name)) for name in given})
-    if details:
-        raise WeightsError(
-            f"{path} does not fit {record.name}",
-            f"it is another model's file: midog models pull {record.name} DIR",
-            details,
-        )
+    pieces, details = _fitting(file, wanted, record), []
     with torch.no_grad():
         for name, target in wanted.items():
-            value = file[name]
+            parts = [file[part] for part in pieces[name].parts]
+            value = pieces[name].make(parts)
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 details.append(f"not finite: {name}")
             target.copy_(value.reshape(target.shape))
     if details:
         raise WeightsError(f"{path} holds numbers that are not finite", "the file is damaged: get it again", details)
+
+
+def _fitting(file: TensorFile, wanted: Mapping[str, Tensor], record: Backbone) -> dict[str, Piece]:
+    """The file's tensors under the names of `wanted`: the first layout and prefix, the record's before all, that fit.
+
+    Raises: WeightsError with what does not fit the record's own.
+    """
+    shapes = {name: file.shape(name) for name in sorted(file.names)}
+    ours = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    found: list[list[str]] = []
+    for layout in dict.fromkeys([record.layout, *LAYOUTS]):
+        for prefix in prefixes(shapes, record.prefix):
+            pieces = translate(shapes, ours, layout, prefix)
+            pieces = {name: p for name, p in pieces.items() if name in wanted or not name.startswith(CLASSIFIERS)}
+            found.append(mismatches(wanted, {n: _like(p.shape(shapes), wanted.get(n)) for n, p in pieces.items()}))
+            if not found[-1]:
+                return pieces
+    raise WeightsError(
+        f"{file.path} does not fit {record.name}",
+        f"it is another model's file: midog models pull {record.name} DIR",
+        found[0],
+    )
 
 
 def _like(shape: tuple[int, ...], target: Tensor | None) -> tuple[int, ...]:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from midog.errors import UsageError
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import Backbone, build_backbone, find_backbone
+from midog.models.classifier import Network, build_classifier, fold_state, pretrained_state
+from midog.models.heads.linear import pool_features
 from midog.models.tuning import (
     Frozen,
     Full,
@@ -17,11 +19,28 @@ from midog.models.tuning import (
     Lora,
     adapted_layers,
     apply_tuning,
-    merged_weight,
+    merge_adapter,
     plain_name,
     trained_names,
 )
 from midog.training.optimise import trained_parameters
+
+MICRO: dict[str, Backbone] = {
+    "vit": find_backbone("test_vit"),
+    "vit, mean of patches": find_backbone({"timm": "test_vit2", "timm_kwargs": {"init_values": 1.0}}),
+    "vit, registers": find_backbone({"timm": "test_vit3", "timm_kwargs": {"init_values": 1.0}}),
+    "vit, packed SwiGLU": find_backbone(
+        {"timm": "test_vit", "timm_kwargs": {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 5.34375}}
+    ),
+    "dinov3": find_backbone(
+        {
+            "timm": "vit_small_patch16_dinov3",
+            "timm_kwargs": {"embed_dim": 48, "depth": 3, "num_heads": 3, "init_values": 1.0},
+        }
+    ),
+    "convnext": find_backbone({"timm": "test_convnext", "timm_kwargs": {"ls_init_value": 1.0}}),
+    "convnextv2": find_backbone("test_convnextv2"),
+}
 
 
 def on_meta(name: str) -> nn.Module:
@@ -136,7 +155,7 @@ def test_plain_names() -> None:
     alpha=st.sampled_from([1.0, 4.0, 16.0, 2.5]),
     seed=st.integers(0, 1000),
 )
-def test_merged_weight_is_pefts_own_forward(kind: str, rank: int, alpha: float, seed: int) -> None:
+def test_a_merged_weight_is_pefts_own_forward(kind: str, rank: int, alpha: float, seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     generator = torch.Generator().manual_seed(seed)
@@ -161,15 +180,45 @@ def test_merged_weight_is_pefts_own_forward(kind: str, rank: int, alpha: float, 
             network[0].lora_magnitude_vector["default"].weight.copy_(adapter["magnitude"])
         x = normal(3, 7)
         expected = network(x)
-        found = nn.functional.linear(x, merged_weight(weight, adapter, tune), bias)
+        merge_adapter(weight, adapter, tune)
+        found = nn.functional.linear(x, weight, bias)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", MICRO)
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+@torch.no_grad()
+def test_merged_networks_are_pefts_own_forward(name: str, kind: str) -> None:
+    """Features of the network that trained, peft's layers inside, against timm's own with merged weights."""
+    tune = Lora(kind, rank=4, alpha=8)  # type: ignore[arg-type]
+    network = Network(MICRO[name], "random", tune=tune)
+    adapted, layers = build_classifier(network).eval(), adapted_layers(build_backbone(MICRO[name]), tune, MICRO[name])
+    trained = trained_parameters(adapted.backbone)
+    sizes = sum(4 * (layer.in_features + layer.out_features) for layer in layers.values())
+    magnitudes = sum(layer.out_features for layer in layers.values()) if kind == "dora" else 0
+    assert sum(value.numel() for value in trained.values()) == sizes + magnitudes
+    generator = torch.Generator().manual_seed(0)
+    for key, value in trained.items():
+        value.add_(0.2 * torch.randn(value.shape, generator=generator) * (1 if "lora" in key else value))
+    plain, state = build_backbone(MICRO[name]).eval(), fold_state(adapted)
+    plain.load_state_dict(pretrained_state(network))
+    x = torch.randn(2, 3, 64, 64, generator=generator)
+    before = pool_features(plain, x, MICRO[name].pooling)
+    for module in layers:
+        parts = {part: state[f"backbone.{module}.{part}"].float() for part in ("lora_A", "lora_B")}
+        if kind == "dora":
+            parts["magnitude"] = state[f"backbone.{module}.magnitude"].float()
+        merge_adapter(plain.get_parameter(f"{module}.weight"), parts, tune)
+    found = pool_features(plain, x, MICRO[name].pooling)
+    expected = pool_features(adapted.backbone, x, MICRO[name].pooling)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - before).abs().max() > 0.1, "the adapters must show"
 
 
 def test_dora_rows_have_the_learned_length() -> None:
     """Closed form, without peft: rows of the merged weight point along W₀ + s·B·A and are `magnitude` long."""
     weight, a, b = torch.eye(2), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
     adapter = {"lora_A": a, "lora_B": b, "magnitude": torch.tensor([3.0, 2.0])}
-    merged = merged_weight(weight, adapter, Lora("dora", rank=1, alpha=1))
+    merge_adapter(weight, adapter, Lora("dora", rank=1, alpha=1))
     root = math.sqrt(2)
-    torch.testing.assert_close(merged, torch.tensor([[3.0, 0.0], [2 / root, 2 / root]]))
-    assert torch.equal(weight, torch.eye(2))
+    torch.testing.assert_close(weight, torch.tensor([[3.0, 0.0], [2 / root, 2 / root]]))
