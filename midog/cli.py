@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from midog.bench_cli import bench_app
 from midog.container_cli import container_app
 from midog.errors import CheckFailed, MidogError, UsageError
+from midog.models_cli import models_app
 from midog.terminal import Json, note, show, wrote
 
 DATA, TRAIN, ENSEMBLE, SUBMIT, LOOK = "1 data", "2 train", "3 ensemble", "4 submit", "look"
@@ -28,7 +30,9 @@ data_app = typer.Typer(no_args_is_help=True, help="Download a public data set.")
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the recipes that ship with the package.")
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=TRAIN)
+app.add_typer(models_app, name="models", rich_help_panel=TRAIN)
 app.add_typer(container_app, name="container", rich_help_panel=SUBMIT)
+app.add_typer(bench_app, name="bench", rich_help_panel=LOOK)
 
 
 class By(str, Enum):
@@ -103,18 +107,31 @@ def train(
     patches: Annotated[Path, typer.Argument(help="The patch table that `midog check` wrote.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; default: runs/<recipe>.")] = None,
     member: Annotated[list[str] | None, typer.Option(help="Only this member (repeatable).")] = None,
-    fold: Annotated[list[int] | None, typer.Option(help="Only this fold (repeatable).")] = None,
+    fold: Annotated[list[str] | None, typer.Option(help="Only this fold (repeatable).")] = None,
     sets: SetOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the recipe and prove each member: two steps.")
     ] = False,
     pretrained: Pretrained = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs to use, as 0,1; default: every visible one, a fold on each.")
+    ] = None,
+    slurm: Annotated[
+        str, typer.Option(help="Submit to a cluster: partition=gpu,time=8:00:00[,mem=32G,cpus=4,gpus=1,account,qos,…].")
+    ] = "",
     threads: Threads = None,
+    precision: Annotated[str, typer.Option(help="auto, float32, bf16 or fp16.")] = "auto",
 ) -> None:
-    """Train every member on every fold that is not done yet. The same command continues after a stop."""
+    """Train every member on every fold that is not done yet. The same command continues after a stop.
+
+    With several GPUs, or --slurm, each fold is a process of its own (job.log in its folder) that is started again when
+    it dies. On a cluster it is a job with 4 processors and 1 GPU, requeued at its time limit; this command waits for
+    the jobs, which go on without it. `midog status` tells where they are.
+    """
     from midog import api
     from midog.recipe import load_recipe
     from midog.training import launch
+    from midog.training.machine import Machine
 
     _swapped(recipe, patches)
     loaded, table = load_recipe(recipe, sets or ()), api.as_table(patches)
@@ -123,7 +140,17 @@ def train(
         return
     folder = out or Path("runs") / Path(recipe).stem
     launch.train_recipe(
-        loaded, table, folder, members=member, folds=fold, pretrained=pretrained, threads=threads, report=note
+        loaded,
+        table,
+        folder,
+        members=member,
+        folds=fold,
+        pretrained=pretrained,
+        threads=threads,
+        machine=Machine(precision=precision),
+        gpus=_gpus(gpus),
+        slurm=slurm,
+        report=note,
     )
     wrote(folder, next_command=f"midog blend {folder} -o blends/{folder.name}")
 
@@ -137,8 +164,8 @@ def status(
     from midog.report.status import runs_rows, status_rows
     from midog.report.text import text_table
 
-    rows = status_rows(run) if run else runs_rows(Path("runs"))
-    show({"rows": rows}, text_table(rows), as_json)
+    rows, folds = status_rows(run) if run else (runs_rows(Path("runs")), [])
+    show({"rows": rows, "folds": folds}, "\n\n".join(map(text_table, [rows, folds] if folds else [rows])), as_json)
 
 
 @recipes_app.command("list")
@@ -180,7 +207,9 @@ def blend(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Blend folder; default: blends/<run>.")] = None,
     kind: Annotated[str | None, typer.Option(help="tuned, equal or stack.")] = None,
     trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
-    views: Annotated[str | None, typer.Option(help="none, rot4 or d4: views averaged for each patch.")] = None,
+    views: Annotated[
+        str | None, typer.Option(help="none, rot4, d4, stain or d4_stain: views averaged for each patch.")
+    ] = None,
     threshold: Annotated[str | None, typer.Option(help="pooled, or across: one that serves each domain.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search and of the cross-fitting.")] = None,
     as_json: Json = False,
@@ -284,29 +313,6 @@ def evaluate(
         raise CheckFailed("the official evaluator would have refused this", "see the problems above")
 
 
-class BenchPart(str, Enum):
-    """What can be measured."""
-
-    augment = "augment"
-    train = "train"
-    ensemble = "ensemble"
-    cold_start = "cold-start"
-
-
-@app.command(rich_help_panel=LOOK)
-def bench(
-    part: Annotated[BenchPart, typer.Argument(help="What to measure against a plain baseline in the same run.")],
-    as_json: Json = False,
-) -> None:
-    """Measure speed as a ratio to a plain baseline in the same run."""
-    from importlib import import_module
-
-    from midog.report.text import text_table
-
-    rows = import_module(f"midog.bench.{part.name}").measure()
-    show({"rows": rows}, text_table(rows), as_json)
-
-
 @app.command(rich_help_panel=LOOK)
 def demo(
     out: Annotated[Path, typer.Argument(help="Folder for everything it makes.")] = Path("demo"),
@@ -376,6 +382,15 @@ def _command_names() -> list[str]:
 def _swapped(recipe: str, patches: Path) -> None:
     if recipe.endswith(".csv") and not patches.suffix == ".csv":
         raise UsageError("the arguments are swapped", f"midog train {patches} {recipe}")
+
+
+def _gpus(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words):
+        raise UsageError(f"--gpus {text}: numbers are expected", "--gpus 0,1; CUDA_VISIBLE_DEVICES= hides all of them")
+    return [int(word) for word in words]
 
 
 def _short_row(row: Mapping[str, Any]) -> dict[str, Any]:

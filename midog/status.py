@@ -1,10 +1,12 @@
-"""What a fold folder says about itself while it is being made, and how long the rest will take."""
+"""What a fold folder says about itself while it is being made, what a cluster says, and how long the rest will take."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import math
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoldStatus:
-    """One fold of one member: `state` is done, running, failed, stopped (can be continued) or waiting."""
+    """One fold of one member: `state` is done, running, queued, failed, stopped (can be continued) or waiting.
+
+    `by` says which process trains it or which job of a cluster will; empty where none does.
+    """
 
     member: str
     fold: int
@@ -29,6 +34,21 @@ class FoldStatus:
     epochs: int
     seconds_left: float | None
     problem: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A fold's SLURM job; `state` is SLURM's word, "" where it lists the job no more, None where it does not answer."""
+
+    job: str
+    state: str | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.state is None:
+            return f"SLURM job {self.job}, squeue does not answer here"
+        return f"SLURM job {self.job}" + (f", {self.reason}" if self.state == "PENDING" and self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -55,22 +75,33 @@ class RunStatus:
 
 
 def fold_status(
-    folder: Path, member: str, k: int, name: str, epochs: int, log: list[dict[str, Any]], pace: float | None
+    folder: Path,
+    member: str,
+    k: int,
+    name: str,
+    epochs: int,
+    log: list[dict[str, Any]],
+    pace: float | None,
+    queued: Queued | None = None,
 ) -> FoldStatus:
-    """State of one fold folder. `log` is its own (`read_log`), `pace` the member's seconds per epoch, None unknown."""
+    """State of one fold folder. `log` is its own (`read_log`), `pace` the member's seconds per epoch, None unknown.
+    `queued` is its job on a cluster, where one was submitted."""
     epoch = int(log[-1]["epoch"]) if log else 0
-    problem = ""
+    problem = by = ""
     if (folder / "done.json").is_file():
         state, epoch = "done", epochs
-    elif locked(folder):
+    elif by := holder(folder):
         state = "running"
+    elif queued is not None and queued.state:
+        state, by = "queued" if queued.state == "PENDING" else "running", str(queued)
     elif (folder / "failed.json").is_file():
         state, problem = "failed", str(read_json(folder / "failed.json").get("error", ""))
     else:
         state = "stopped" if (folder / "last.safetensors").is_file() else "waiting"
+        by = str(queued) if queued is not None and queued.state is None else ""
     own = sum(float(line["seconds"]) for line in log) / len(log) if log else pace
     left = 0.0 if state == "done" else None if own is None else (epochs - epoch) * own
-    return FoldStatus(member, k, name, state, epoch, epochs, left, problem)
+    return FoldStatus(member, k, name, state, epoch, epochs, left, problem, by)
 
 
 def seconds_left(members: Sequence[MemberStatus]) -> float | None:
@@ -104,6 +135,58 @@ def locked(folder: Path) -> bool:
         except OSError:
             return True
     return False
+
+
+def holder(folder: Path) -> str:
+    """Who trains in this fold folder, as "process 4711 on gpu07, SLURM job 17_2"; empty where nobody does."""
+    if not locked(folder):
+        return ""
+    try:
+        content = json.loads((folder / ".lock").read_text(encoding="utf-8"))
+        job = f", SLURM job {content['job']}" if content["job"] else ""
+        return f"process {content['pid']} on {content['host']}{job}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"  # it has the lock and has not yet written who it is
+
+
+def job_name(run: Path) -> str:
+    """What a run's jobs are called in SLURM's queue."""
+    return "midog-" + re.sub(r"[^\w.-]", "_", run.absolute().name)
+
+
+def jobs_file(run: Path) -> Path:
+    """Where a run keeps which SLURM job trains which fold."""
+    return run / "slurm" / "jobs.json"
+
+
+def submitted_jobs(run: Path) -> dict[tuple[str, int], str]:
+    """(member, fold) → the SLURM job it was last submitted as; empty for a run that never saw a cluster."""
+    if not jobs_file(run).is_file():
+        return {}
+    return {(str(job["member"]), int(job["fold"])): str(job["job"]) for job in read_json(jobs_file(run))["jobs"]}
+
+
+def list_queue(run: Path) -> dict[str, tuple[str, str]] | None:
+    """Job → (SLURM's state, reason) of the run's jobs that wait or run; None where `squeue` does not answer.
+
+    Asked for by name: asked for by id, squeue fails as soon as it has forgotten one of them.
+    """
+    command = ["squeue", "--noheader", "--array", f"--name={job_name(run)}", "--format=%i|%T|%r"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = (line.strip().split("|", 2) for line in listed.splitlines() if line.count("|") >= 2)
+    return {job: (state, reason if reason != "None" else "") for job, state, reason in rows}
+
+
+def queued_folds(run: Path) -> dict[tuple[str, int], Queued]:
+    """(member, fold) → its job on a cluster and what SLURM says of it."""
+    jobs = submitted_jobs(run)
+    listed = list_queue(run) if jobs else None
+    return {
+        fold: Queued(job, *(listed.get(job, ("", "")) if listed is not None else (None,))) for fold, job in jobs.items()
+    }
 
 
 def readable_seconds(seconds: float | None) -> str:

@@ -22,11 +22,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from midog.bench.stand_in import copies_bundle, recipe_bundle
 from midog.errors import CheckFailed
 from midog.progress import steps
 
@@ -35,6 +37,10 @@ LIMIT = 1.3
 """Largest ratio of wall times, entry point to floor."""
 SPARE = 1000.0
 """Most megabytes of peak memory beyond the largest backbone, as float32."""
+HALF = 1.05
+"""Largest ratio of a bundle's bytes to its backbones' in half precision."""
+WHOLE = 1.05
+"""Largest ratio of peak memory to one network's, its adapters and its activations; what is left is our imports."""
 TOP = 5
 
 FLOOR = """
@@ -90,14 +96,43 @@ def measure(bundle: Path | None = None, job: Path | None = None, pairs: int = PA
     with tempfile.TemporaryDirectory(prefix="midog-") as scratch:
         if bundle is None:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                bundle = pool.submit(make_bundle, Path(scratch) / "bundle").result()
+                bundle = pool.submit(recipe_bundle, Path(scratch) / "bundle").result()
         rows = compare(bundle, job or _job(Path(scratch)), pairs)
     return [*rows, *_starts(pairs), *_imports(STARTS["our imports"])]
 
 
+def measure_copies(
+    backbone: str, copies: int = 4, folds: int = 5, pages: int = 2, views: str = "none"
+) -> list[dict[str, Any]]:
+    """Rows for `midog bench cold-start --backbone`: a bundle of several backbones of one size, many fold models each.
+
+    Each process runs once: with ViT-H, four times five fold models and two pages it takes minutes, with sixteen pages
+    most of an hour.
+
+    Args:
+        backbone: a record's name; its copies have random weights of their own.
+        copies: members, each on a backbone of its own.
+        folds: fold models of each: low-rank adapters of rank 8.
+        pages: of the job; they cost time and activations, not weights.
+        views: looks at each page.
+
+    Returns: rows as `measure`: the bundle's size against its backbones in half precision, then entry point against
+    floor, and its peak against that of a process with one such network alone, plus one fold model's file.
+
+    Raises: CheckFailed when a process fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="midog-") as scratch:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            folder = pool.submit(copies_bundle, Path(scratch) / "bundle", backbone, copies, folds, views).result()
+        job = _drawn_job(Path(scratch), pages)
+        rows = compare(folder, job, 1, warm=False)
+        peak = next(row["ours"] for row in rows if row["name"] == "peak memory")
+        return [_size(folder), *rows, _whole(folder, job, peak)]
+
+
 def compare(bundle: Path, job: Path, pairs: int = PAIRS, warm: bool = True) -> list[dict[str, Any]]:
     """The rows that hold entry point and floor side by side; see `measure`. `warm` runs both once before."""
-    plans = _plans(bundle)
+    plans = _plans(bundle, job)
     with tempfile.TemporaryDirectory(prefix="midog-") as output:
         programs = {"ours": _entry(bundle, job, Path(output)), "floor": _python(FLOOR, json.dumps(plans))}
         turns = _turns(programs, pairs, warm)
@@ -114,6 +149,31 @@ def compare(bundle: Path, job: Path, pairs: int = PAIRS, warm: bool = True) -> l
         peak,
         _row("beyond the largest backbone", "MB", peak["ours"] - largest, peak["floor"] - largest, None, SPARE),
     ]
+
+
+def _size(bundle: Path) -> dict[str, Any]:
+    """The bundle's bytes against those of its backbones' parameters in half precision."""
+    from midog.archive import read_manifest
+
+    backbones = {entry["backbone"] for entry in read_manifest(bundle)["members"]} - {None}
+    half = sum(2 * _numbers(bundle / name) for name in backbones) / 1e6
+    whole = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 1e6
+    return _row(f"bundle against {len(backbones)} half backbones", "MB", whole, half, whole / half, HALF)
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a safetensors file holds, whatever their precision: by its header alone."""
+    with file.open("rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return sum(prod(about["shape"]) for name, about in header.items() if name != "__metadata__")
+
+
+def _whole(bundle: Path, job: Path, ours: float) -> dict[str, Any]:
+    """Our peak against that of a process with the largest network alone, run once on the job, and one fold's file."""
+    plan = max(_plans(bundle, job), key=lambda plan: float(plan["megabytes"]))
+    fold = Path(plan["files"][-1]).stat().st_size / 1e6
+    alone = _run(_python(FLOOR, json.dumps([{**plan, "files": [], "forwards": 1}]))).peak + fold
+    return _row("peak against one network and adapters", "MB", ours, alone, ours / alone, WHOLE)
 
 
 def _starts(pairs: int) -> list[dict[str, Any]]:
@@ -175,13 +235,14 @@ def _entry(bundle: Path, job: Path, output: Path) -> list[str]:
     return [sys.executable, spec.origin, "--api", "exec", *folders]
 
 
-def _plans(bundle: Path) -> list[dict[str, Any]]:
+def _plans(bundle: Path, job: Path) -> list[dict[str, Any]]:
     """What the floor does for each member of the operating point `full`; `megabytes` is its backbone in float32."""
     from augment.views import VIEW_SETS
     from ensemble.blend import read_blend
     from midog.archive import read_manifest
-    from submission.challenge import TRACK2
+    from submission.stack import read_job
 
+    pages = len(read_job(job))
     manifest, point = read_manifest(bundle), read_blend(bundle).point("full")
     entries = {entry["name"]: entry for entry in manifest["members"]}
     plans = []
@@ -196,7 +257,7 @@ def _plans(bundle: Path) -> list[dict[str, Any]]:
                 "kwargs": record["timm_kwargs"],
                 "patch": record["patch"],
                 "size": record["input_size"] if image["size"] == "native" else image["size"],
-                "pages": TRACK2.pages,
+                "pages": pages,
                 "forwards": len(folds) * len(VIEW_SETS[point.views]),
                 "megabytes": max([*sizes, manifest["files"][folds[0]]["bytes"]]) / 1e6,
             }
@@ -207,14 +268,18 @@ def _plans(bundle: Path) -> list[dict[str, Any]]:
 def _job(scratch: Path) -> Path:
     """The challenge's own job where the data are at hand, else drawn pages."""
     from submission.challenge import TRACK2
-    from submission.stack import write_job
 
     real = Path(os.environ.get("MIDOG_DATA", "")) / "job"
-    if "MIDOG_DATA" in os.environ and real.is_dir():
-        return real
+    return real if "MIDOG_DATA" in os.environ and real.is_dir() else _drawn_job(scratch, TRACK2.pages)
+
+
+def _drawn_job(scratch: Path, pages: int) -> Path:
     import numpy as np
 
-    size = (TRACK2.pages, TRACK2.page_size, TRACK2.page_size, 3)
+    from submission.challenge import TRACK2
+    from submission.stack import write_job
+
+    size = (pages, TRACK2.page_size, TRACK2.page_size, 3)
     return write_job(scratch / "job", list(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)))
 
 
@@ -231,68 +296,3 @@ def _imports(code: str) -> list[dict[str, Any]]:
             seconds[package] = seconds.get(package, 0.0) + int(own) / 1e6
     longest = sorted(seconds, key=lambda package: -seconds[package])[:TOP]
     return [_row(f"inside: {package}", "s", seconds[package]) for package in longest]
-
-
-def make_bundle(folder: Path, recipe: str = "demo", folds: int = 2) -> Path:
-    """An unpacked bundle with the networks of a recipe, random weights and four views; imports torch. Returns it."""
-    from midog.archive import manifest_bytes
-    from midog.files import sha256_file, write_bytes, write_json
-    from midog.recipe import load_recipe
-    from midog.training.member import network_of
-
-    entries: list[dict[str, Any]] = []
-    loaded = load_recipe(recipe, ["each.pretrained=random"])
-    for name, member in loaded.members.items():
-        network = network_of(member)
-        backbone, files = _write_member(folder, name, network, folds)
-        entries.append({"name": name, "backbone": backbone, "folds": files, "network": network.to_dict()})
-    names = [entry["name"] for entry in entries]
-    point: dict[str, Any] = {
-        "name": "full",
-        "members": names,
-        "weights": [1 / len(names)] * len(names),
-        "views": "rot4",
-    }
-    point |= {"shift": 0.0, "temperature": 1.0, "threshold": 0.5}
-    members = [
-        {
-            "name": entry["name"],
-            "run": "",
-            "member": entry["name"],
-            "network": entry["network"],
-            "folds": {k: {"path": file, "sha256": sha256_file(folder / file)} for k, file in entry["folds"].items()},
-        }
-        for entry in entries
-    ]
-    write_json(folder / "blend.json", {"members": members, "points": {"full": point}, "prevalence": 0.2})
-    stored = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    listed = {name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for name, file in stored.items()}
-    content = {"midog": "0", "members": entries, "files": listed, "training": {"patches": 0, "pixels": []}}
-    write_bytes(folder / "manifest.json", manifest_bytes(content))
-    return folder
-
-
-def _write_member(folder: Path, name: str, network: Any, folds: int) -> tuple[str | None, dict[str, str]]:
-    """Fold models as training leaves them, everything trained being moved; the backbone's file where one is needed."""
-    import torch
-
-    from midog.models.classifier import BACKBONE, build_classifier, pretrained_state, round_adapters, save_fold
-    from midog.models.weights import TensorFile, write_tensors
-
-    files = {}
-    for k in range(folds):
-        classifier = build_classifier(network)
-        with torch.no_grad():
-            for key, tensor in classifier.backbone.state_dict().items():
-                if key in classifier.pretrained:
-                    tensor.add_(tensor.new_tensor(1) if not tensor.is_floating_point() else 0.01)
-        round_adapters(classifier)
-        files[str(k)] = f"members/{name}/fold_{k}.safetensors"
-        save_fold(classifier, folder / files[str(k)])
-    held = TensorFile(folder / files["0"]).names
-    left = {key: value for key, value in pretrained_state(network).items() if BACKBONE + key not in held}
-    if not left:
-        return None, files
-    backbone = f"backbones/{name}.safetensors"
-    write_tensors(folder / backbone, left, {"content": "backbone"})
-    return backbone, files

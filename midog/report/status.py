@@ -1,4 +1,4 @@
-"""Rows that `midog status` prints: all runs of a folder, or the members and folds of one."""
+"""Rows that `midog status` prints: all runs of a folder, or the members of one and the folds that somebody works on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,43 @@ from pathlib import Path
 from typing import Any
 
 from midog.run import list_runs, open_run
-from midog.status import MemberStatus, readable_seconds
+from midog.status import MemberStatus, RunStatus, readable_seconds
 
 
 def runs_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row per run in `folder`: folds done, running, failed, waiting, and the time left."""
+    """One row per run in `folder`: folds done, running, queued on a cluster, failed, and the time left."""
     rows = []
     for path in list_runs(folder):
         found = open_run(path).status(intervals=False)
         states = [fold.state for member in found.members for fold in member.folds]
         row: dict[str, Any] = {"run": str(path), "members": len(found.members), "folds": len(states)}
-        row |= {state: states.count(state) for state in ("done", "running", "failed")}
+        row |= {state: states.count(state) for state in ("done", "running", "queued", "failed")}
         rows.append(row | {"time left": readable_seconds(found.seconds_left)})
     return rows
 
 
-def status_rows(run: Path) -> list[dict[str, Any]]:
-    """One row per member: its folds, the time left, and out-of-fold scores so far (one view, threshold at logit 0)."""
-    return [_member_row(member) for member in open_run(run).status().members]
+def status_rows(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One row per member: its folds, the time left, and out-of-fold scores so far (one view, threshold at logit 0).
+    And one row per fold that runs, waits in a queue or failed: who has it, and what went wrong."""
+    found = open_run(run).status()
+    return [_member_row(member) for member in found.members], _fold_rows(found)
+
+
+def _fold_rows(found: RunStatus) -> list[dict[str, Any]]:
+    return [
+        {
+            "member": fold.member,
+            "fold": fold.name,
+            "state": fold.state,
+            "epoch": f"{fold.epoch}/{fold.epochs}",
+            "time left": readable_seconds(fold.seconds_left),
+            "by": fold.by,
+            "problem": fold.problem.splitlines()[0] if fold.problem else "",
+        }
+        for member in found.members
+        for fold in member.folds
+        if fold.by or fold.problem
+    ]
 
 
 def _member_row(member: MemberStatus) -> dict[str, Any]:

@@ -18,22 +18,25 @@ from midog.data.patches import PatchTable
 from midog.errors import MidogError, WeightsError
 from midog.files import sha256_file, sha256_json, write_json
 from midog.models.classifier import Classifier, build_classifier, round_adapters, save_fold
-from midog.models.predict import autocast, predict_logits
+from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
 from midog.provenance import provenance
 from midog.run import Oof, write_oof
 from midog.training import checkpoint
-from midog.training.batches import Batch, Images, epoch_batches, steps_per_epoch
+from midog.training.batches import Images, epoch_batches, steps_per_epoch
+from midog.training.feed import Fed, feed
 from midog.training.folder import cut_log, hold, sweep, write_log_line
 from midog.training.identity import check_identity, fold_identity
-from midog.training.losses import bce, loss
+from midog.training.losses import bce
 from midog.training.machine import Machine, Resources, claim
-from midog.training.member import Member, Training, network_of
-from midog.training.optimise import RunningMean, adamw, learning_rate, trained_parameters
+from midog.training.member import Member, network_of
+from midog.training.memory import Memory
+from midog.training.optimise import RunningMean, build_optimizer
 from midog.training.patches import FoldPatches, fold_patches
 from midog.training.sampling import draw_epoch
 from midog.training.seeds import generator_of, seed_of
-from midog.training.selection import Best, plateau_factor
+from midog.training.selection import Best
+from midog.training.step import set_learning_rate, step
 
 
 def train_fold(
@@ -45,6 +48,7 @@ def train_fold(
     folder: Path,
     pretrained: Path | None = None,
     machine: Machine | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train `member` without fold `k` and leave model.safetensors, oof.csv, log.jsonl and done.json in `folder`.
 
@@ -56,6 +60,7 @@ def train_fold(
         images: (n, 128, 128, 3) uint8, read by index arrays (`midog.data.pixels.Pixels`).
         pretrained: folder or file of pretrained weights, where the member starts from its record's.
         machine: device, precision, threads.
+        say: gets a line when something happens that the user should know, such as a batch that had to be split.
 
     Raises: Busy when another process trains this fold; UsageError when the folder was made by something else;
         WeightsError when the checkpoint is damaged; MidogError when the loss is no longer finite.
@@ -66,7 +71,7 @@ def train_fold(
         if not (folder / "done.json").is_file():
             sweep(folder)
             patches = fold_patches(member, k, table, assignment, images)
-            _train(member, k, patches, folder, identity, pretrained, machine or Machine(), resources)
+            _train(member, k, patches, folder, identity, pretrained, machine or Machine(), resources, say)
         (folder / "last.safetensors").unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
 
@@ -80,9 +85,14 @@ def _train(
     pretrained: Path | None,
     machine: Machine,
     resources: Resources,
+    say: Callable[[str], None],
 ) -> None:
     training, last = member.training, folder / "last.safetensors"
     classifier, state = start(member, pretrained, resources, k)
+    what = f"{member.name} fold {k}"
+    memory = Memory(classifier, machine.part, machine.checkpointing, lambda line: say(f"{what}: {line}"))
+    if machine.compile:
+        classifier.compile()  # type: ignore[no-untyped-call]
     epoch, seconds = 0, 0.0
     if last.is_file():
         header = checkpoint.read_header(last)
@@ -90,11 +100,11 @@ def _train(
         epoch, seconds = header.epoch, header.seconds
     cut_log(folder, epoch)
     total = training.epochs * steps_per_epoch(len(patches.labels), training.batch)
-    with progress_bar(f"{member.name} fold {k}", total) as advance:
+    with progress_bar(what, total) as advance:
         for _ in range(epoch * total // training.epochs):
             advance("")
         while epoch < training.epochs and not (state.best and state.best.stop(training.patience)):
-            line = train_epoch(member, k, epoch, patches, classifier, state, resources, machine.part, advance)
+            line = train_epoch(member, k, epoch, patches, classifier, state, resources, memory, advance)
             epoch, seconds = epoch + 1, seconds + line["seconds"]
             if state.best is not None:
                 line["inner_loss"] = judge(patches, classifier, state, resources)
@@ -115,7 +125,7 @@ def start(member: Member, pretrained: Path | None, resources: Resources, k: int)
     classifier = build_classifier(network_of(member), pretrained)
     classifier = classifier.to(resources.device)
     training = member.training
-    optimizer = adamw(classifier, training.lr, training.weight_decay)
+    optimizer = build_optimizer(classifier, training.optimizer, training.lr, training.weight_decay)
     mean = RunningMean(classifier, training.ema) if training.ema else None
     scaler = GradScaler(resources.device.type, enabled=resources.dtype is torch.float16)
     best = Best(classifier) if training.select == "inner" else None
@@ -130,12 +140,14 @@ def train_epoch(
     classifier: Classifier,
     state: checkpoint.State,
     resources: Resources,
-    part: int | None = None,
+    memory: Memory | None = None,
     advance: Callable[[str], None] = lambda note: None,
     steps: int | None = None,
 ) -> dict[str, Any]:
     """One epoch (counted from 0), or its first `steps` steps; returns loss, last lr, seconds, the share of them spent
-    outside forward, backward and optimizer, and the number of steps.
+    waiting for batches, and the number of steps.
+
+    Nothing in it waits for a GPU before the epoch is over.
 
     Raises: MidogError when the loss is not finite.
     """
@@ -148,13 +160,13 @@ def train_epoch(
     order = order[: (steps or per_epoch) * training.batch]
     classifier.train()
     total = torch.zeros((), device=resources.device)
+    memory = memory or Memory(classifier)
     waited, lr, at = 0.0, 0.0, 0
-    batches = _timed(epoch_batches(patches.samples, order, training.batch, key, resources.workers))
-    for at, (batch, seconds) in enumerate(batches):
+    batches = epoch_batches(patches.samples, order, training.batch, key, resources.workers)
+    for at, (batch, seconds) in enumerate(_timed(feed(batches, resources.device))):
         lr = set_learning_rate(state, training, epoch * per_epoch + at, per_epoch)
-        value, preparing = step(training, batch, classifier, state, resources, part)
-        total += value
-        waited += seconds + preparing
+        total += step(training, batch, classifier, state, resources, memory)
+        waited += seconds
         advance(f"epoch {epoch + 1}/{training.epochs}")
     taken = at + 1
     mean_loss = float(total) / taken
@@ -167,7 +179,7 @@ def train_epoch(
     return {"loss": mean_loss, "lr": lr, "seconds": seconds, "waiting": waited / seconds, "steps": taken}
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+def _timed(batches: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:
     """Each batch with the seconds it was waited for."""
     while True:
         began = time.perf_counter()
@@ -175,51 +187,6 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         if batch is None:
             return
         yield batch, time.perf_counter() - began
-
-
-def set_learning_rate(state: checkpoint.State, training: Training, step: int, per_epoch: int) -> float:
-    """Set and return the learning rate of `step`, counted from the start of training."""
-    steps, warmup = training.epochs * per_epoch, round(training.warmup * per_epoch)
-    factor = learning_rate(step, steps, warmup, falls=training.schedule == "cosine")
-    if training.schedule == "plateau" and state.best is not None:
-        factor *= plateau_factor(state.best.losses)
-    for group in state.optimizer.param_groups:
-        group["lr"] = training.lr * factor
-    return training.lr * factor
-
-
-def step(
-    training: Training,
-    batch: Batch,
-    classifier: Classifier,
-    state: checkpoint.State,
-    resources: Resources,
-    part: int | None,
-) -> tuple[torch.Tensor, float]:
-    """One optimizer step on a batch: its mean loss (a tensor: no host sync) and the seconds spent preparing images."""
-    size, preparing = len(batch.targets), 0.0
-    total = torch.zeros((), device=resources.device)
-    for rows in np.array_split(np.arange(size), -(-size // (part or size))):
-        began = time.perf_counter()
-        x = classifier.prepare(batch.images[rows])
-        targets = torch.from_numpy(batch.targets[rows]).to(resources.device, non_blocking=True)
-        weights = torch.from_numpy(batch.weights[rows]).to(resources.device, non_blocking=True)
-        preparing += time.perf_counter() - began
-        with autocast(resources.device, resources.dtype):
-            logits = classifier(x)
-        # The parts' means add up to the batch's mean.
-        value = loss(training.loss, logits, targets, weights, training.gamma) * (len(rows) / size)
-        state.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-        total += value.detach()
-    if training.clip:
-        state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(trained_parameters(classifier).values(), training.clip)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.mean is not None:
-        state.mean.update()
-    return total, preparing
 
 
 def judge(patches: FoldPatches, classifier: Classifier, state: checkpoint.State, resources: Resources) -> float:

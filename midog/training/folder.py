@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from midog.errors import UsageError
 from midog.files import lock, write_text
-from midog.status import locked, read_log
+from midog.status import holder, read_log
 
 PATIENCE = 0.5
 """Seconds to wait for a lock: `midog status` holds it for an instant when it looks."""
@@ -23,29 +25,35 @@ class Busy(UsageError):
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Own the fold folder for the block; the kernel lets go if the process dies.
+    """Own the fold folder for the block, and say in its lock file who does; the kernel lets go if the process dies.
 
-    Raises: Busy when another process trains there.
+    Machines that share the folder must share its locks too: NFS does, unless it is mounted with `nolock` or
+    `local_lock`, Lustre when mounted with `flock`. Where they do not, what remains is that a fold is never submitted
+    twice to a cluster; two processes on one fold would write the same bytes twice.
+
+    Raises: Busy when another process trains there, naming it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE
-    while locked(folder) and time.monotonic() < deadline:
-        time.sleep(PATIENCE / 10)
-    with _lock(folder):
+    with ExitStack() as stack:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                stack.enter_context(lock(folder / ".lock", f"another process is training {folder}"))
+                break
+            except UsageError as error:
+                if time.monotonic() > deadline:
+                    raise Busy(f"{holder(folder) or 'another process'} is training {folder}", error.fix) from None
+            time.sleep(PATIENCE / 10)
+        with suppress(OSError):  # a full disk: the lock holds without its name
+            # Written in place: a file moved here would be another file, with another lock.
+            (folder / ".lock").write_text(json.dumps(_me()), encoding="utf-8")
         yield
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    held = lock(folder / ".lock", f"another process is training {folder}")
-    try:
-        held.__enter__()
-    except UsageError as error:
-        raise Busy(error.problem, error.fix) from None
-    try:
-        yield
-    finally:
-        held.__exit__(None, None, None)
+def _me() -> dict[str, Any]:
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "job": job}
 
 
 def write_log_line(folder: Path, line: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BACKBONE_KEYS = ("timm", "timm_kwargs", "input_size", "mean", "std", "interpolation", "pooling", "lora_targets")
 """What of a backbone's record decides a fold model; its licence or address may be corrected at any time."""
+BEFORE = {"member.training.optimizer": "adamw"}
+"""Settings that were no settings yet when earlier releases wrote identities."""
 ABSENT = object()
 ON = "on"
 
@@ -104,9 +106,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines such as "member.training.lr: 0.0001 made it, 5e-05 is asked for".
 
     A key that the old identity lacks and that is off in the new one is no difference: a later release knows more
-    settings, and what is off did not exist then either.
+    settings, and what is off did not exist then either. `BEFORE` says what was meant where it was not off.
     """
-    before, after = flatten(plain(old)), flatten(plain(new))
+    after = flatten(plain(new))
+    before = {key: value for key, value in BEFORE.items() if key in after} | flatten(plain(old))
     lines = []
     for key in sorted(before.keys() | after.keys()):
         was, asked = _value(key, before), _value(key, after)

@@ -1,13 +1,12 @@
-"""Many members, many folds: what is missing is trained, one after the other, on this machine."""
+"""Many members, many folds: what is missing is trained here, on all GPUs of this machine, or on a cluster."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,21 +14,29 @@ from augment.policies import refuse_agpl
 from midog.data.folds import Assignment, assign
 from midog.data.patches import PatchTable
 from midog.data.pixels import Pixels, open_pixels
-from midog.errors import MidogError, UsageError, unknown
-from midog.files import read_json, write_json
-from midog.provenance import provenance
+from midog.errors import UsageError, unknown
 from midog.run import Run, fold_folder, open_run
-from midog.status import readable_seconds
+from midog.status import holder
 from midog.training.fold import train_fold
 from midog.training.folder import Busy
-from midog.training.identity import differences, fold_identity, stored_identity
+from midog.training.jobs import (
+    Job,
+    Report,
+    Tally,
+    fold_command,
+    keep_failure,
+    machine_options,
+)
 from midog.training.machine import Machine, claim
 from midog.training.member import Member
+from midog.training.prepare import prepare_run
 from midog.training.preview import contact_sheet, write_contact_sheet
 from midog.training.proof import Proof, prove
-from midog.yaml import write_yaml, yaml_text
+from midog.training.slots import choose_gpus, gpu_slots, train_in_slots
+from midog.yaml import yaml_text
 
-Report = Callable[[str], None]
+if TYPE_CHECKING:
+    from midog.training.cluster import Slurm
 
 
 class Recipe(Protocol):
@@ -70,9 +77,12 @@ def train_recipe(
     pretrained: Path | str | None = None,
     threads: int | None = None,
     machine: Machine | None = None,
+    gpus: Sequence[int] | None = None,
+    slurm: str = "",
     report: Report = silent,
 ) -> Run:
-    """Train every (member, fold) that `run` still lacks.
+    """Train every (member, fold) that `run` still lacks: in this process where there is one GPU or none, else as many
+    at once as there are GPUs, each in a process of its own; with `slurm` as jobs of a cluster.
 
     The same call twice continues or does nothing. A member that fails does not stop the others: its error is kept in
     failed.json, reported at the end, and a later call tries again.
@@ -84,27 +94,69 @@ def train_recipe(
         members: names of members to train now; None is all of them.
         folds: names (or numbers) of folds to train now; None is all of them.
         pretrained: folder or file of pretrained weights.
-        threads: torch's threads on CPU.
-        machine: everything about the machine at once; `threads` wins over its own.
+        threads: torch's threads on CPU; by default those of the machine, shared by the processes.
+        machine: everything about the machine at once; `threads` wins over its own. Processes of their own are given
+            its threads and precision; one that names a device is trained with in this process.
+        gpus: which of the visible GPUs to use; None is all of them.
+        slurm: what each fold asks the cluster for, as "partition=gpu,time=8:00:00" (`cluster.parse_slurm`).
         report: gets one line whenever something is done, skipped or failed.
 
-    Raises: UsageError when a fold that exists was made by something else, naming the keys; DataError for bad data or
-        folds; MidogError at the end when members failed.
+    Raises: UsageError when a fold that exists was made by something else, naming the keys, or for GPUs or a cluster
+        that are not there; DataError for bad data or folds; MidogError at the end when members failed.
     """
     refuse_agpl()
     pretrained = Path(pretrained) if pretrained is not None else None
     machine = machine or Machine()
-    machine = Machine(**{**vars(machine), "threads": threads}) if threads is not None else machine
+    machine = replace(machine, threads=threads) if threads is not None else machine
     source = gather(recipe, table)
     wanted = [
-        (recipe.members[name], k)
+        Job(name, k, source.assignment.names[k], fold_folder(run, name, k), recipe.members[name].training.epochs)
         for name in choose("member", members, tuple(recipe.members))
         for k in choose_folds(folds, source.assignment)
     ]
-    refuse_changes(recipe, source, run, pretrained)
-    write_run(recipe, table, source, run, machine)
-    _train_all(wanted, source, run, pretrained, machine, report)
+    chosen = choose_gpus(gpus) if machine.device == "auto" and not slurm else ()
+    if len(chosen) == 1 and gpus is not None:
+        machine = replace(machine, device=f"cuda:{chosen[0]}")
+    cluster = _cluster(slurm, gpus)
+    if machine.threads is None and (cluster is not None or len(chosen) > 1):
+        share = cluster.cpus if cluster is not None else max(1, (os.cpu_count() or 1) // len(chosen))
+        machine = replace(machine, threads=share)
+    prepare_run(recipe, table, source, run, pretrained, {job.member for job in wanted}, _here(machine, chosen, cluster))
+    for job in [job for job in wanted if job.done]:
+        report(f"{job}: done already")
+    missing, tally = [job for job in wanted if not job.done], Tally(run, len(wanted), report)
+    if cluster is not None and missing:
+        from midog.training.cluster import train_on_cluster
+
+        train_on_cluster(missing, run, cluster, machine_options(machine, pretrained), tally)
+    elif len(chosen) > 1 and len(missing) > 1:
+        options = machine_options(machine, pretrained)
+        train_in_slots(missing, gpu_slots(chosen), lambda job: fold_command(job, run, options), tally)
+    else:
+        _train_here(missing, recipe, source, pretrained, machine, tally)
+    tally.close()
     return open_run(run)
+
+
+def _cluster(slurm: str, gpus: Sequence[int] | None) -> Slurm | None:
+    if not slurm:
+        return None
+    from midog.training.cluster import parse_slurm
+
+    if gpus is not None:
+        raise UsageError("--gpus and --slurm: the one is this machine, the other a cluster", "leave one of them out")
+    return parse_slurm(slurm)
+
+
+def _here(machine: Machine, gpus: Sequence[int], cluster: Slurm | None) -> dict[str, Any]:
+    """Where a run is trained, for its manifest; done.json knows it of each fold. A GPU that others work on is left
+    alone: to ask for its name takes some of its memory."""
+    if cluster is not None:
+        return {"device": "SLURM", "threads": machine.threads}
+    if len(gpus) > 1:
+        return {"device": f"{len(gpus)} GPUs", "threads": machine.threads}
+    with claim(machine) as resources:
+        return {"device": resources.device_name, "threads": resources.threads}
 
 
 def gather(recipe: Recipe, table: PatchTable) -> Source:
@@ -133,115 +185,20 @@ def choose_folds(folds: Sequence[str | int] | None, assignment: Assignment) -> t
     return tuple(dict.fromkeys(names.index(fold) if fold in names else int(fold) for fold in given))
 
 
-def refuse_changes(recipe: Recipe, source: Source, run: Path, pretrained: Path | None) -> None:
-    """Raises: UsageError when a fold that exists was made by something else than this recipe, naming every key."""
-    lines: dict[str, None] = {}
-    for member in recipe.members.values():
-        for k in range(len(source.assignment.names)):
-            old = stored_identity(fold_folder(run, member.name, k))
-            if old is None:
-                continue
-            new = fold_identity(member, k, source.table, source.assignment, source.pixels, pretrained)
-            for line in differences(old, new):
-                lines[f"{member.name}: {line}"] = None
-    if lines:
-        raise UsageError(
-            f"{run} was made by something else than what is asked for now; nothing was changed",
-            "train into another run (-o), give the changed member another name, or remove its folder to make it again",
-            list(lines),
-        )
-
-
-def write_run(recipe: Recipe, table: PatchTable, source: Source, run: Path, machine: Machine) -> None:
-    """recipe.yaml, manifest.json and patches.csv of the run."""
-    with claim(machine) as resources:
-        here = {"device": resources.device_name, "threads": resources.threads}
-    table.write(run / "patches.csv", absolute=True)
-    write_yaml(run / "recipe.yaml", recipe.plain)
-    content = {
-        "seed": recipe.seed,
-        "folds": recipe.folds,
-        "fold_names": list(source.assignment.names),
-        "data_sha256": source.table.data_hash,
-        "folds_sha256": source.table.folds_hash,
-        "patches": len(source.table),
-        "atypical": int((source.table.labels == 1).sum()),
-        "cases": len(set(source.table.column("case"))),
-        "held_out_patches": len(table) - len(source.table),
-        **here,
-        **provenance(),
-        # What a fold model may have seen: `predict` counts the patches it meets again.
-        "training_pixels": sorted(set(source.pixels.hashes)),
-    }
-    write_json(run / "manifest.json", content)
-
-
-def _train_all(
-    wanted: Sequence[tuple[Member, int]],
-    source: Source,
-    run: Path,
-    pretrained: Path | None,
-    machine: Machine,
-    report: Report,
+def _train_here(
+    jobs: Sequence[Job], recipe: Recipe, source: Source, pretrained: Path | None, machine: Machine, tally: Tally
 ) -> None:
-    failed: dict[str, Exception] = {}
-    busy: list[str] = []
-    trained = 0
-    state = open_run(run)
-    for member, k in wanted:
-        what = f"{member.name} fold {source.assignment.names[k]}"
-        if state.done(member.name, k):
-            report(f"{what}: done already")
-            continue
-        folder = fold_folder(run, member.name, k)
+    """One fold after the other, in this process."""
+    for job in jobs:
+        member = recipe.members[job.member]
         try:
-            train_fold(member, k, source.table, source.assignment, source.pixels, folder, pretrained, machine)
-        except Busy as error:
-            busy.append(what)
-            report(f"{what}: skipped, {error.problem}")
+            train_fold(member, job.k, source.table, source.assignment, source.pixels, job.folder, pretrained, machine)
+        except Busy:
+            tally.skipped(job, holder(job.folder) or "another process")
         except Exception as error:  # one member's failure leaves the others their turn
-            failed[what] = error
-            report(f"{what}: failed: {_first_line(error)}")
-            _keep_failure(folder, error)
+            tally.failed(job, keep_failure(job, error))
         else:
-            trained += 1
-            report(f"{what}: done in {readable_seconds(_seconds(folder))}")
-    if failed:
-        raise _sum_up(failed, len(wanted), run)
-    if busy and not trained:
-        fix = "wait for it, or stop that process and repeat the command"
-        raise Busy(f"another process trains {', '.join(busy)}", fix)
-
-
-def _sum_up(failed: Mapping[str, Exception], wanted: int, run: Path) -> MidogError:
-    """One error for all failures; of their own kind (and exit code) where they share one, with their fix."""
-    kinds = {type(error) for error in failed.values()}
-    kind = kinds.pop() if len(kinds) == 1 else MidogError
-    fixes = {error.fix for error in failed.values() if isinstance(error, MidogError)}
-    again = "then repeat the command: only these are trained again"
-    return (kind if issubclass(kind, MidogError) else MidogError)(
-        f"{len(failed)} of {wanted} folds failed; what was done is kept in {run}",
-        f"{fixes.pop()}; {again}" if len(fixes) == 1 else f"mend what is named above, {again}",
-        [f"{what}: {_first_line(error)}" for what, error in failed.items()],
-    )
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, MidogError):
-        return error.problem
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _seconds(folder: Path) -> float:
-    return float(read_json(folder / "done.json")["seconds"])
-
-
-def _keep_failure(folder: Path, error: Exception) -> None:
-    """Write failed.json; on a full disk the error is still reported at the end."""
-    trace = "".join(traceback.format_exception(error))
-    content = {"error": str(error), "kind": type(error).__name__, "traceback": trace, **provenance()}
-    with suppress(MidogError):
-        write_json(folder / "failed.json", content)
+            tally.done(job)
 
 
 @dataclass(frozen=True)

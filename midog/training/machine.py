@@ -23,7 +23,10 @@ class Machine:
         precision: auto, float32, bf16 or fp16; auto is bf16 on a GPU that computes it, fp16 on an older one.
         threads: torch's threads; None leaves torch's choice.
         workers: background threads that augment; None is 1 on CPU and up to 8 beside a GPU. 0 works in the foreground.
-        part: patches that go through the network at once; None is the whole batch. Gradients add up to the same batch.
+        part: patches that go through the network at once; None is as many as memory holds. Gradients add up to the
+            same batch.
+        checkpointing: compute activations again in the backward pass from the start, and not only when memory asks.
+        compile: let torch.compile fuse the network: minutes at first, a gain on some GPUs (`midog bench train` tells).
     """
 
     device: str = "auto"
@@ -31,6 +34,8 @@ class Machine:
     threads: int | None = None
     workers: int | None = None
     part: int | None = None
+    checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def claim(machine: Machine) -> Iterator[Resources]:
     if machine.threads is not None and machine.threads < 1:
         raise UsageError(f"--threads {machine.threads}", "at least 1")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     memory: Any = torch.utils.deterministic  # torch's annotations leave the attribute out
     filling = memory.fill_uninitialized_memory
     workers = (
@@ -67,6 +73,7 @@ def claim(machine: Machine) -> Iterator[Resources]:
         try:
             if machine.threads is not None:
                 torch.set_num_threads(machine.threads)
+            torch.backends.cudnn.benchmark = True  # every batch has one size
             if device.type == "cpu":
                 torch.use_deterministic_algorithms(True)
                 # Filling fresh memory helps to find bugs in torch and costs a tenth of every step.
@@ -75,4 +82,5 @@ def claim(machine: Machine) -> Iterator[Resources]:
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
+            torch.backends.cudnn.benchmark = benchmark
             memory.fill_uninitialized_memory = filling

@@ -18,6 +18,7 @@ from midog.training.sampling import SAMPLERS
 
 SCHEDULES = ("cosine", "constant", "plateau")
 SELECTIONS = ("last", "inner")
+OPTIMIZERS = ("adamw", "adam")
 LEAST = {"epochs": 1, "batch": 1, "weight_decay": 0, "warmup": 0, "gamma": 0, "ema": 0, "clip": 0, "patience": 0}
 
 
@@ -28,7 +29,8 @@ class Training:
     Attributes:
         epochs: length of the schedule.
         batch: effective batch; how it is split over memory is the machine's affair.
-        lr: peak learning rate of AdamW.
+        optimizer: adamw; or adam, whose weight decay is part of the gradient.
+        lr: peak learning rate.
         weight_decay: of weights; biases, norms and scales are not decayed.
         warmup: epochs of linear warm-up before the cosine.
         loss: bce, focal or domain_focal.
@@ -57,6 +59,7 @@ class Training:
     patience: int = 0
     ema: float = 0.0
     clip: float = 1.0
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -67,6 +70,8 @@ class Training:
             raise unknown("training.schedule", self.schedule, SCHEDULES)
         if self.select not in SELECTIONS:
             raise unknown("training.select", self.select, SELECTIONS)
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("training.optimizer", self.optimizer, OPTIMIZERS)
         if self.select == "last" and (self.schedule == "plateau" or self.patience):
             raise UsageError(
                 "training.schedule plateau and training.patience look at the inner loss", "training: {select: inner}"

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and the running mean of the weights."""
+"""The optimizer, its schedule, and the running mean of the weights."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ def changing_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW on the trained parameters; biases, norms and scales (up to one dimension) are not decayed."""
+def build_optimizer(module: nn.Module, kind: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW (`adamw`) or Adam (`adam`) on the trained parameters; biases, norms and scales (up to one dimension) are
+    not decayed."""
     trained = trained_parameters(module)
     decayed = [parameter for parameter in trained.values() if parameter.ndim > 1]
     plain = [parameter for parameter in trained.values() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     # Fused exists on CPU and CUDA; other devices (MPS) take the plain one.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained.values())
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=fused)
+    build = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
+    return build([group for group in groups if group["params"]], lr=lr, fused=fused)
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, falls: bool = True) -> float:

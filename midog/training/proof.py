@@ -1,4 +1,4 @@
-"""A member proved for real before hours are spent: two steps, OOF, save, reload, the same logits."""
+"""A member proved for real before hours are spent: a few steps, OOF, save, reload, the same logits; and its cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from augment.fourier import colour_shift
 from augment.policies import Policy
@@ -15,17 +16,21 @@ from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import WeightsError
-from midog.models.classifier import Inference, backbone_state, save_fold
+from midog.models.classifier import Classifier, Inference, backbone_state, save_fold
+from midog.models.cost import training_memory
+from midog.models.network import Network
 from midog.models.predict import predict_logits
 from midog.training.batches import Images, steps_per_epoch
 from midog.training.fold import start, train_epoch
 from midog.training.identity import fold_identity
-from midog.training.machine import Machine, claim
+from midog.training.machine import Machine, Resources, claim
 from midog.training.member import Member
+from midog.training.memory import Memory
 from midog.training.optimise import trained_parameters
 from midog.training.patches import FoldPatches, Rows, fold_patches
 
 STEPS = 2
+"""Steps that are timed, after one that pays for the warm-up."""
 SCORED = 16
 TOLERANCE = 1e-3
 """Largest difference of a logit between trained adapters and merged weights in float32."""
@@ -33,31 +38,43 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Proof:
-    """What two steps of a member showed. Seconds are per step and, from that, per epoch.
+    """What a few steps of a member showed, and what follows from them for all of its training on this device.
 
-    `colour_shift` is how far Fourier Domain Adaptation moves the mean of each channel, in grey levels, on average over
-    patches and targets; empty where it is off or keeps the mean (`include_dc: false`).
+    Attributes:
+        seconds_per_step: of the timed steps; `seconds_per_fold` is all epochs and the scoring of the left-out patches
+            in every view.
+        seconds_per_view: of one patch in one view.
+        memory: bytes at most: measured on a GPU, counted (`models.cost`) on a processor.
+        file_bytes: of a fold model.
+        colour_shift: how far Fourier Domain Adaptation moves the mean of each channel, in grey levels, on average over
+            patches and targets; empty where it is off or keeps the mean (`include_dc: false`).
     """
 
     member: str
     backbone: str
+    network: Network
     trained: int
     parameters: int
     loss: float
     seconds_per_step: float
     seconds_per_epoch: float
+    seconds_per_fold: float
+    seconds_per_view: float
+    memory: int
     file_bytes: int
     largest_difference: float
     colour_shift: tuple[float, ...] = ()
+    split: tuple[str, ...] = ()
 
     def text(self) -> str:
         share = f"{self.trained:,} of {self.parameters:,} parameters trained"
         pace = f"{self.seconds_per_step:.2f} s a step, about {self.seconds_per_epoch:.0f} s an epoch"
-        return (
+        lines = [
             f"{self.member} ({self.backbone}): {share}; loss {self.loss:.4f}; {pace}; fold model "
             f"{self.file_bytes / 1e6:.1f} MB; reloaded logits differ by at most {self.largest_difference:.1e}"
             + (f"; FDA moves the mean colour by {_levels(self.colour_shift)} grey levels" if self.colour_shift else "")
-        )
+        ]
+        return "\n".join([*lines, *(f"  {line}" for line in self.split)])
 
 
 def prove(
@@ -68,18 +85,26 @@ def prove(
     pretrained: Path | None,
     machine: Machine,
 ) -> Proof:
-    """Train `member` for two steps without the first fold, then score, save, reload and score again.
+    """Train `member` for a few steps without the first fold, then score, save, reload and score again.
 
     Raises: WeightsError when the reloaded model gives other logits; whatever training itself would raise.
     """
     fold_identity(member, 0, table, assignment, images, pretrained)
     patches = fold_patches(member, 0, table, assignment, images)
+    said: list[str] = []
     with claim(machine) as resources, tempfile.TemporaryDirectory(prefix="midog-") as scratch:
         classifier, state = start(member, pretrained, resources, 0)
+        memory = Memory(classifier, machine.part, machine.checkpointing, said.append)
+        train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=1)
         began = time.perf_counter()
-        line = train_epoch(member, 0, 0, patches, classifier, state, resources, machine.part, steps=STEPS)
-        seconds = (time.perf_counter() - began) / line["steps"]
+        line = train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=STEPS)
+        per_step = (time.perf_counter() - began) / line["steps"]
+        needed = _memory(classifier, member, memory, resources)
         few = Rows(images, patches.left_out.rows[:SCORED])
+        predict_logits(classifier, few, VIEW_NAMES[:1], resources.device)
+        began = time.perf_counter()
+        predict_logits(classifier, few, VIEW_NAMES, resources.device)
+        per_view = (time.perf_counter() - began) / (len(few) * len(VIEW_NAMES))
         before = predict_logits(classifier, few, VIEW_NAMES, resources.device, precision="float32")
         file = save_fold(classifier, Path(scratch) / "model.safetensors")
         reloaded = Inference(classifier.network, backbone_state(classifier), resources.device).switch(file)
@@ -88,19 +113,32 @@ def prove(
     difference = float(np.abs(before - after).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(before).max())):
         raise WeightsError(f"{member.name}: the saved model gives other logits when reloaded (by {difference:.2g})")
-    full_epoch = steps_per_epoch(len(patches.labels), member.training.batch)
+    per_epoch = per_step * steps_per_epoch(len(patches.labels), member.training.batch)
+    scoring = per_view * len(VIEW_NAMES) * len(patches.left_out)
     return Proof(
         member=member.name,
         backbone=classifier.network.backbone.name,
+        network=classifier.network,
         trained=sum(parameter.numel() for parameter in trained_parameters(classifier).values()),
         parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         loss=line["loss"],
-        seconds_per_step=seconds,
-        seconds_per_epoch=seconds * full_epoch,
+        seconds_per_step=per_step,
+        seconds_per_epoch=per_epoch,
+        seconds_per_fold=per_epoch * member.training.epochs + scoring,
+        seconds_per_view=per_view,
+        memory=needed,
         file_bytes=size,
         largest_difference=difference,
         colour_shift=_colour_shift(member, patches),
+        split=tuple(said),
     )
+
+
+def _memory(classifier: Classifier, member: Member, memory: Memory, resources: Resources) -> int:
+    if resources.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(resources.device)
+    at_once = min(memory.part or member.training.batch, member.training.batch)
+    return training_memory(classifier.network, at_once, resources.dtype, memory.checkpointing)
 
 
 def _colour_shift(member: Member, patches: FoldPatches) -> tuple[float, ...]:

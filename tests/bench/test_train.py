@@ -9,11 +9,16 @@ import pytest
 from midog.bench.train import measure
 
 
-def test_one_epoch_is_measured_beside_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_measured_beside_the_plain_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MIDOG_DATA", raising=False)
     monkeypatch.setenv("MIDOG_CACHE", str(tmp_path))
-    (row,) = measure(patches=40, recipe="smoke", member="convnext")
-    assert row["what"] == "convnext: one epoch of 40 patches"
-    assert row["seconds"] > 0 and row["plain loop, seconds"] > 0
-    assert 0 < float(row["outside forward, backward, optimizer"].rstrip("%")) < 100
-    assert row["times faster"] > 0
+    rows = measure(backbone="test_vit", patches=64)
+    assert rows[0]["name"].startswith("test_vit, batch 32, 32 at once")
+    values = {row["name"]: row for row in rows[1:]}
+    speed = values["training speed"]
+    assert speed["ours"] > 0 and speed["ratio"] == pytest.approx(speed["ours"] / speed["plain"])
+    assert values["an epoch of 12,000 patches"]["ours"] == pytest.approx(12_000 / speed["ours"])
+    assert 0 <= values["waiting for batches"]["ours"] <= 100
+    used = values["work per patch and step"]["ours"] * speed["ours"] / (values["matrix rate here"]["ours"] * 1e3)
+    assert values["utilisation"]["ours"] == pytest.approx(100 * used)
+    assert 0 < values["utilisation"]["ours"] < 100

@@ -41,5 +41,12 @@ def test_a_setting_of_a_later_release_that_is_off_is_no_difference(value: Any) -
     assert differences(OLD, changed("member.training.new", value)) == []
 
 
+def test_what_an_earlier_release_did_without_saying_so_is_no_difference() -> None:
+    assert differences(OLD, changed("member.training.optimizer", "adamw")) == []
+    assert differences(OLD, changed("member.training.optimizer", "adam")) == [
+        "member.training.optimizer: adamw made it, adam is asked for"
+    ]
+
+
 def test_tuples_and_lists_are_one() -> None:
     assert differences({"beta": [0.01, 0.09]}, {"beta": (0.01, 0.09)}) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from midog.training.optimise import RunningMean, adamw, learning_rate
+from midog.training.optimise import RunningMean, build_optimizer, learning_rate
 
 
 def test_the_schedule_warms_up_then_falls_as_a_cosine() -> None:
@@ -26,7 +26,7 @@ def test_without_warm_up_the_first_step_is_the_largest() -> None:
 def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_touched() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     network[2].requires_grad_(False)
-    groups = adamw(network, 1e-3, 0.1).param_groups
+    groups = build_optimizer(network, "adamw", 1e-3, 0.1).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.1), (3, 0.0)]
 
 
@@ -49,3 +49,16 @@ def test_the_running_mean_follows_its_closed_form_buffers_too() -> None:
     assert network.num_batches_tracked.item() == 5
     mean.swap()
     assert network.bias[0].item() == 5
+
+
+def test_adam_decays_in_the_gradient_and_adamw_beside_it() -> None:
+    """After one step with a zero gradient: AdamW shrinks the weight by lr * decay, Adam moves it by lr."""
+    moved = {}
+    for kind in ("adamw", "adam"):
+        network = nn.Linear(2, 2)
+        nn.init.ones_(network.weight)
+        network.weight.grad, network.bias.grad = torch.zeros(2, 2), torch.zeros(2)
+        build_optimizer(network, kind, 0.01, 0.5).step()
+        moved[kind] = 1 - network.weight[0, 0].item()
+    assert moved["adamw"] == pytest.approx(0.01 * 0.5, rel=1e-3)
+    assert moved["adam"] == pytest.approx(0.01, rel=1e-3)

@@ -1,0 +1,78 @@
+"""One optimizer step: learning rate, gradients of the whole batch, update. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import torch
+
+from midog.models.classifier import Classifier
+from midog.models.predict import autocast
+from midog.training import checkpoint
+from midog.training.feed import Fed
+from midog.training.losses import loss
+from midog.training.machine import Resources
+from midog.training.member import Training
+from midog.training.memory import Memory
+from midog.training.optimise import learning_rate, trained_parameters
+from midog.training.selection import plateau_factor
+
+
+def set_learning_rate(state: checkpoint.State, training: Training, step: int, per_epoch: int) -> float:
+    """Set and return the learning rate of `step`, counted from the start of training."""
+    steps, warmup = training.epochs * per_epoch, round(training.warmup * per_epoch)
+    factor = learning_rate(step, steps, warmup, falls=training.schedule == "cosine")
+    if training.schedule == "plateau" and state.best is not None:
+        factor *= plateau_factor(state.best.losses)
+    for group in state.optimizer.param_groups:
+        group["lr"] = training.lr * factor
+    return training.lr * factor
+
+
+def step(
+    training: Training,
+    batch: Fed,
+    classifier: Classifier,
+    state: checkpoint.State,
+    resources: Resources,
+    memory: Memory,
+) -> torch.Tensor:
+    """One optimizer step on a batch; its mean loss, a tensor: nothing waits for the device.
+
+    Raises: MidogError when memory does not hold a single patch.
+    """
+    while (total := gradients(training, batch, classifier, state, resources, memory)) is None:
+        state.optimizer.zero_grad(set_to_none=True)
+        memory.shrink(len(batch))
+    if training.clip:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(trained_parameters(classifier).values(), training.clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.mean is not None:
+        state.mean.update()
+    return total
+
+
+def gradients(
+    training: Training,
+    batch: Fed,
+    classifier: Classifier,
+    state: checkpoint.State,
+    resources: Resources,
+    memory: Memory,
+) -> torch.Tensor | None:
+    """Add the gradients of a batch's mean loss, part by part; the loss, or None when the device is out of memory."""
+    total = torch.zeros((), device=resources.device)
+    try:
+        for rows in memory.parts(len(batch)):
+            part = batch.part(rows)
+            x = classifier.prepare(part.images)
+            with autocast(resources.device, resources.dtype):
+                logits = classifier(x)
+            # The parts' means add up to the batch's mean.
+            value = loss(training.loss, logits, part.targets, part.weights, training.gamma) * (len(part) / len(batch))
+            state.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+            total += value.detach()
+    except torch.OutOfMemoryError:
+        return None  # what the failed pass holds is only freed once this frame is left
+    return total
