@@ -76,6 +76,9 @@ def test(
     ] = None,
     memory: Annotated[float, typer.Option(help="GB a job may hold.")] = 15.0,
     gpu: Annotated[bool, typer.Option("--gpu", help="Let the container see the GPUs.")] = False,
+    stacks: Annotated[
+        int, typer.Option(min=0, help="Random stacks beside the check-list, answered by one server, such as 300.")
+    ] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for jobs and outputs.")] = Path("container-test"),
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -85,7 +88,7 @@ def test(
 
     if no_engine and engine:
         raise UsageError("--engine and --no-engine", "leave one of them out")
-    plan = proof.Proof(bundle, tag, engine, not no_engine, weights, patches, int(memory * 1e9), gpu, out)
+    plan = proof.Proof(bundle, tag, engine, not no_engine, weights, patches, int(memory * 1e9), gpu, out, stacks)
     if dry_run:
         print(proof.command(plan))
         return

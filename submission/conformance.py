@@ -10,6 +10,7 @@ from submission.trial import output_checks as output
 from submission.trial import surrounding_checks as surroundings
 from submission.trial.invocation import judge_invocation
 from submission.trial.jobs import Job
+from submission.trial.many import judge_many
 from submission.trial.output_checks import Check
 from submission.trial.runners import Runner
 from submission.trial.trials import Evidence, Predict, Report, gather
@@ -74,6 +75,7 @@ def conform(
     report: Report = print,
     predict: Predict | None = None,
     threshold: float | None = None,
+    many: Sequence[Job] = (),
 ) -> Conformance:
     """Run the algorithm on every job and judge it, line by line.
 
@@ -84,6 +86,7 @@ def conform(
         report: called with one short line per run.
         predict: confidences for a job folder; by default the bundle's own, by the way of `midog predict`.
         threshold: of the confidence; by default the bundle's.
+        many: from `random_jobs`: stacks for one server beside the check-list; none: no line E2.
 
     Raises: UsageError without weights or jobs; WeightsError or ContractError for a bundle that cannot be unpacked.
     """
@@ -91,6 +94,9 @@ def conform(
     verdicts = [judge(line, what, check, evidence) for line, (what, check) in CHECKS.items()]
     report("the invoke flavour, asked from inside")
     verdicts += judge_invocation(evidence)
+    if many:
+        report(f"{len(many)} random stacks, by one server")
+        verdicts.append(judge_many(evidence, many))
     return Conformance(tuple(verdicts), {trial.name: trial.outcome.seconds for trial in evidence.all})
 
 

@@ -19,6 +19,7 @@ from submission.container import image_digest
 from submission.engine import Engine, EngineRunner, contract_flags, find_engine
 from submission.predict import predict_what
 from submission.trial.jobs import make_jobs
+from submission.trial.many import random_jobs
 from submission.trial.runners import APP, Conditions, ProcessRunner, Runner
 from submission.verdict import Verdict, failures, passed, verdict_table
 
@@ -31,7 +32,8 @@ class Proof:
     """What to prove: the image `tag` in an engine, or the plain handler where `contained` is False.
 
     weights: baked, or none: the bundle is mounted as the platform mounts a tarball. patches: a patch table whose `test`
-    rows make the stacks; None draws them. memory: bytes a job may hold. out: folder for jobs and outputs.
+    rows make the stacks; None draws them. memory: bytes a job may hold. out: folder for jobs and outputs. stacks:
+    random ones for one server, beside the check-list.
     """
 
     bundle: str
@@ -43,6 +45,7 @@ class Proof:
     memory: int
     gpu: bool
     out: Path
+    stacks: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def prove(proof: Proof, report: Report) -> Proven:
     runner, about = _runner(proof)
     pages, labels = _patches(proof.patches) if proof.patches else (None, None)
     jobs = make_jobs(proof.out / "jobs", pages, labels)
+    many = random_jobs(proof.out / "random-jobs", proof.stacks, pages, labels) if proof.stacks else ()
     shown = None if runner.baked else bundle.folder
-    result = conform(runner, jobs, shown, proof.out, report, _predictor(bundle), bundle.point.threshold)
+    result = conform(runner, jobs, shown, proof.out, report, _predictor(bundle), bundle.point.threshold, many)
     return Proven(runner.name, (*result.verdicts, *about), result.times)
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from submission.challenge import TRACK2, plain
-from submission.trial.runners import APP
+from submission.trial.runners import APP, Conditions, Runner
 from submission.trial.trials import Evidence, last_json
 from submission.verdict import Verdict, passed
 
 SECOND, REFUSED = "sizes", "cut"
 """Jobs beside the base job: another good one, and one that cannot be answered."""
+ANSWERED = 201
 END = 5.0
 """Seconds in which a server has to end when it is asked to."""
 LINES = {
@@ -53,9 +55,11 @@ for name in CALLS:
     os.symlink(INPUT + "/" + name, link)
     shutil.rmtree(output, ignore_errors=True)
     os.mkdir(output)
+    started = time.monotonic()
     status = ask("POST", "/invoke", 300)
+    seconds = time.monotonic() - started
     files = {f: base64.b64encode(open(output + "/" + f, "rb").read()).decode() for f in os.listdir(output)}
-    calls.append([status, files])
+    calls.append([status, seconds, files])
 started = time.monotonic()
 server.send_signal(signal.SIGTERM)
 try:
@@ -70,12 +74,16 @@ print(json.dumps({"health": sorted(set(health), key=health.index), "calls": call
 """
 
 
-def drive(evidence: Evidence) -> dict[str, Any]:
-    """Run the driver under the runner and return what it saw; empty where it could not be run."""
-    calls = [evidence.base.job.name, SECOND, evidence.base.job.name, REFUSED, evidence.base.job.name]
-    values = {"APP": APP, "PORT": TRACK2.port, "INPUT": str(TRACK2.input_dir), "CALLS": calls}
+def drive(runner: Runner, conditions: Conditions, folder: Path, calls: Sequence[str]) -> dict[str, Any]:
+    """Start the server under the runner and have it answer the jobs `calls`, folders in `folder`, one after another.
+
+    Returns: health: what /health answered, in order; calls: (status, seconds, output files by name in base64) each;
+    ended: its exit status and seconds: how long that took; said: the end of its stderr. Empty where it could not be
+    run.
+    """
+    values = {"APP": APP, "PORT": TRACK2.port, "INPUT": str(TRACK2.input_dir), "CALLS": list(calls)}
     head = "\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
-    return last_json(evidence.runner.ask(f"{head}\n{DRIVER}", evidence.usual, evidence.base.job.folder.parent).stdout)
+    return last_json(runner.ask(f"{head}\n{DRIVER}", conditions, folder).stdout)
 
 
 def judge_invocation(evidence: Evidence) -> Iterator[Verdict]:
@@ -86,12 +94,14 @@ def judge_invocation(evidence: Evidence) -> Iterator[Verdict]:
     if why:
         yield from (Verdict(line, what, "skip", why) for line, what in LINES.items())
         return
-    seen = drive(evidence)
+    base_name = evidence.base.job.name
+    calls = [base_name, SECOND, base_name, REFUSED, base_name]
+    seen = drive(evidence.runner, evidence.usual, evidence.base.job.folder.parent, calls)
     if not seen:
         yield from (Verdict(line, what, "fail", "the server could not be driven") for line, what in LINES.items())
         return
-    first, second, again, refused, after = ((status, _answer(files)) for status, files in seen["calls"])
-    base, other = (201, evidence.base.content), (201, by_name[SECOND].content)
+    first, second, again, refused, after = ((status, _answer(files)) for status, _, files in seen["calls"])
+    base, other = (ANSWERED, evidence.base.content), (ANSWERED, by_name[SECOND].content)
     yield _line("F1", first == base, f"status {first[0]}")
     yield _line("F2", (second, again) == (other, base), f"status {second[0]}, {again[0]}")
     yield _line("F3", seen["health"] == [503, 200], ", ".join(map(str, seen["health"])))

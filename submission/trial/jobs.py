@@ -64,7 +64,7 @@ def make_jobs(folder: Path, patches: Pixels | None = None, labels: ArrayLike | N
     order = np.arange(COUNT) % len(patches)
     words = None if labels is None else tuple(TRACK2.classes[int(label)] for label in np.asarray(labels)[order])
     shutil.rmtree(folder, ignore_errors=True)
-    maker = _Maker(folder, np.asarray(patches)[order], words)
+    maker = Maker(folder, np.asarray(patches)[order], words)
     made = (*maker.usual(), *maker.layouts(), *maker.pixels(), *maker.listings(), *maker.refused())
     open_to_all(folder)
     return made
@@ -114,11 +114,11 @@ def save_pages(path: Path, images: Sequence[Image.Image], compression: str | Non
     return path
 
 
-def _pictures(patches: Sequence[Pixels] | Pixels) -> list[Image.Image]:
+def pictures(patches: Sequence[Pixels] | Pixels) -> list[Image.Image]:
     return [Image.fromarray(patch) for patch in patches]
 
 
-def _write_mha(path: Path, array: NDArray[Any], vector: bool) -> None:
+def write_mha(path: Path, array: NDArray[Any], vector: bool) -> None:
     import SimpleITK
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,8 @@ def _write_mha(path: Path, array: NDArray[Any], vector: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Writes jobs that show `patches`."""
+class Maker:
+    """Writes jobs below `root` that show `patches`, (n, 128, 128, 3) uint8; `words`: their classes, where known."""
 
     root: Path
     patches: Pixels
@@ -136,12 +136,13 @@ class _Maker:
     def job(self, name: str, lines: str, fill: Fill, shows: Sequence[int], **more: Any) -> Job:
         """One job: `fill` writes the file whose path it is given. `shape` "" leaves inputs.json out."""
         suffix, shape = more.pop("suffix", ".tiff"), more.pop("shape", "B")
+        stem = more.pop("stem", f"0b5e3c5e-6f0f-4a59-8a3b-{len(name):012x}")
         content, slug = more.pop("listing", None), more.pop("slug", TRACK2.input_slug)
         of = more.pop("of", tuple(shows))  # the patches behind the pages, altered ones too
         folder = self.root / name
         images = folder / "images" / slug
         images.mkdir(parents=True)
-        fill(images / f"0b5e3c5e-6f0f-4a59-8a3b-{len(name):012x}{suffix}")
+        fill(images / f"{stem}{suffix}")
         if content is None and shape:
             content = listing(shape, f"{name}.tiff", slug)
         if content is not None:
@@ -158,20 +159,20 @@ class _Maker:
         """B1 shapes, B2 suffixes, B3 numbers of pages, C7 order, C8 extremes."""
 
         def deflated(*which: int) -> Fill:
-            return lambda path: save_pages(path, _pictures(self.some(*which)))
+            return lambda path: save_pages(path, pictures(self.some(*which)))
 
         yield self.job(BASE, "B1 B2 B3", deflated(*range(16)), range(16))
         yield self.job("one", "B1 B2 B3", deflated(5), [5], shape="A", suffix=".tif")
         yield self.job("fifteen", "B1 B2 B3", deflated(*range(2, 17)), range(2, 17), shape="C", suffix=".TIF")
         yield self.job(
-            "two", "B1 B2 B3 B7", lambda p: _write_mha(p, self.some(0, 1), True), [0, 1], shape="", suffix=".mha",
+            "two", "B1 B2 B3 B7", lambda p: write_mha(p, self.some(0, 1), True), [0, 1], shape="", suffix=".mha",
             warns=True,
         )  # fmt: skip
         order = [int(i) for i in np.random.default_rng(7).permutation(COUNT)]
         yield self.job("permuted", "B3 C7", deflated(*order), order)
         black, white, even = (np.full((128, 128, 3), value, np.uint8) for value in (0, 255, 200))
         extremes = [black, white, even, even, self.patches[3]]
-        yield self.job("extremes", "C8", lambda p: save_pages(p, _pictures(extremes)), [-1, -1, -1, -1, 3])
+        yield self.job("extremes", "C8", lambda p: save_pages(p, pictures(extremes)), [-1, -1, -1, -1, 3])
 
     def layouts(self) -> Iterator[Job]:
         """B4: the same pages, otherwise laid out in the file."""
@@ -179,16 +180,16 @@ class _Maker:
         yield self.job("planar", "B4", lambda p: write_tiff(p, [planar_page(x) for x in pair]), [0, 1])
         yield self.job("tiled", "B4", lambda p: write_tiff(p, [tiled_page(x, 48) for x in pair]), [0, 1])
         yield self.job("bigtiff", "B4", lambda p: write_tiff(p, [plain_page(x) for x in pair], big=True), [0, 1])
-        yield self.job("uncompressed", "B4", lambda p: save_pages(p, _pictures(pair), None), [0, 1])
-        yield self.job("lzw", "B4", lambda p: save_pages(p, _pictures(pair), "tiff_lzw"), [0, 1])
-        yield self.job("jpeg", "B4", lambda p: save_pages(p, _pictures(pair), "jpeg"), [-1, -1], of=(0, 1))
+        yield self.job("uncompressed", "B4", lambda p: save_pages(p, pictures(pair), None), [0, 1])
+        yield self.job("lzw", "B4", lambda p: save_pages(p, pictures(pair), "tiff_lzw"), [0, 1])
+        yield self.job("jpeg", "B4", lambda p: save_pages(p, pictures(pair), "jpeg"), [-1, -1], of=(0, 1))
 
     def pixels(self) -> Iterator[Job]:
         """B5 kinds of pixels, B6 sizes, B7 MHA, B8 a damaged page."""
         pair = self.some(0, 1)
         grey = pair[0].mean(axis=2).astype(np.uint8)
         alpha = np.dstack([pair[0], grey])
-        first, second = _pictures(pair)
+        first, second = pictures(pair)
         mixed = [Image.fromarray(alpha), second.convert("P"), Image.fromarray(grey), first.convert("CMYK")]
         yield self.job("mixed", "B5", lambda p: save_pages(p, mixed), [0, -1, -1, -1], of=(0, 1, 0, 0))
         wide = [plain_page(x.astype(np.uint16) * 256 + 77) for x in pair]
@@ -200,7 +201,7 @@ class _Maker:
 
         sizes = [(64, 64), (256, 256), (100, 140), (129, 127), (1, 1), (200, 20000)]
         odd = [np.resize(pair[0], (*size, 3)) for size in sizes]
-        yield self.job("sizes", "B6", lambda p: save_pages(p, _pictures(odd)), [-1] * len(odd))
+        yield self.job("sizes", "B6", lambda p: save_pages(p, pictures(odd)), [-1] * len(odd))
         huge = [zero_page(20000, 20000), plain_page(pair[1]), zero_page(20000, 20000)]
         yield self.job("huge", "B6", lambda p: write_tiff(p, huge), [-1, 1, -1])
 
@@ -217,11 +218,11 @@ class _Maker:
         yield self.job("damaged", "B8", self._damaged, [0, -1, 2], warns=True, of=(0, 1, 2))
 
     def _mha(self, array: NDArray[Any], vector: bool) -> Fill:
-        return lambda path: _write_mha(path, array, vector)
+        return lambda path: write_mha(path, array, vector)
 
     def _damaged(self, path: Path) -> None:
         """Three pages; the second's strip is no deflate stream."""
-        save_pages(path, _pictures(self.some(0, 1, 2)))
+        save_pages(path, pictures(self.some(0, 1, 2)))
         with Image.open(path) as image:
             image.seek(1)
             tags: Any = getattr(image, "tag_v2", {})
@@ -234,7 +235,7 @@ class _Maker:
         """B10 links, B11 hidden files, B12 foreign inputs, and the names that log lines must survive."""
 
         def stack(path: Path) -> object:
-            return save_pages(path, _pictures(self.some(0, 1)))
+            return save_pages(path, pictures(self.some(0, 1)))
 
         def hidden(path: Path) -> None:
             stack(path)
@@ -258,7 +259,7 @@ class _Maker:
         """B9 and what else no answer can be given to: status 5 and one clear line."""
 
         def stack(path: Path) -> Path:
-            return save_pages(path, _pictures(self.some(0, 1)))
+            return save_pages(path, pictures(self.some(0, 1)))
 
         def cut(path: Path) -> None:
             path.write_bytes(stack(path).read_bytes()[:-40])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from midog.errors import MidogError
 from submission.answers import official_problems, own_problems
 from submission.challenge import TRACK2, plain
 from submission.evaluate import evaluate_folder
-from submission.trial.rehearsal import independent_scores, write_evaluation
+from submission.trial.rehearsal import expected_scores, write_evaluation
 from submission.trial.trials import Evidence, Trial
 from submission.verdict import Status, Verdict
 
@@ -220,12 +220,21 @@ def evaluated(evidence: Evidence) -> Finding:
         return first([*error.details, error.problem])
     if evaluation.problems:
         return first(map(str, evaluation.problems))
-    expected = independent_scores(trials)
-    found = evaluation.metrics()["aggregates"]
-    off = [name for name, value in expected.items() if not _equal(found[f"overall_{name}"], value)]
+    expected, found = expected_scores(trials), _by_name(evaluation.metrics()["aggregates"])
+    if set(found) != set(expected):
+        return f"scores of {', '.join(sorted(set(found) ^ set(expected)))} on one side alone"
+    off = [name for name, value in expected.items() if not _equal(found[name], value)]
     if off:
-        return first([f"{name} {found[f'overall_{name}']}, independently {expected[name]}" for name in off])
+        return first([f"{name} {found[name]}, independently {expected[name]}" for name in off])
     return say("pass", f"{len(trials)} stacks, {sum(len(t.job.shows) for t in trials)} pages, {len(expected)} scores")
+
+
+def _by_name(aggregates: Mapping[str, Any]) -> dict[str, float | None]:
+    """The official object without its nesting: `overall_<score>`, `domain_<k> <score>`."""
+    flat: dict[str, float | None] = {}
+    for name, value in aggregates.items():
+        flat |= {f"{name} {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _equal(one: float | None, other: float | None) -> bool:

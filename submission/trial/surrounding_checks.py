@@ -15,21 +15,34 @@ from submission.trial.enclosure import PROCESSES, SHARED_MEMORY
 from submission.trial.output_checks import UNANSWERED, Check, Finding, first, say
 from submission.trial.runners import GIB
 from submission.trial.trials import STATUS, Evidence, Trial
+from submission.verdict import Verdict
 
 WEIGHTS, CONTRACT = 4, 5
 """Exit statuses: weights that cannot be used; input or output that cannot."""
 UNLIMITED = -1
+NO_CONTROL = "but so it is outside the contract: no control here"
 
 
 def asked(judge: Callable[[Evidence, dict[str, Any]], Finding]) -> Check:
-    """A check on what a process under the runner answered about its surroundings."""
+    """A check on what a process under the runner answered about its surroundings.
+
+    The control: a process on this machine without the contract is asked the same, and a good answer from there is told,
+    because a question whose answer does not turn proves nothing.
+    """
 
     def check(evidence: Evidence) -> Finding:
         if not evidence.inside:
             return "no answer from inside: Python could not be run there"
-        return judge(evidence, dict(evidence.inside))
+        found = judge(evidence, dict(evidence.inside))
+        if evidence.outside and _good(found) and _good(judge(evidence, dict(evidence.outside))):
+            return say("pass", "; ".join(filter(None, [getattr(found, "detail", ""), NO_CONTROL])))
+        return found
 
     return check
+
+
+def _good(found: Finding) -> bool:
+    return found.status == "pass" if isinstance(found, Verdict) else not found
 
 
 @asked

@@ -11,9 +11,9 @@ from submission.conformance import CHECKS, conform, judge
 from submission.predict import predict_what
 from submission.trial.invocation import LINES
 from submission.trial.jobs import BASE, make_jobs, open_to_all
-from submission.trial.runners import Conditions, ProcessRunner
-from submission.trial.trials import STATUS, Evidence, run_job
-from submission.verdict import failures, verdict_table
+from submission.trial.runners import Conditions, Outcome, ProcessRunner
+from submission.trial.trials import STATUS, Evidence, Trial, run_job
+from submission.verdict import Verdict, failures, passed, verdict_table
 
 HONEST = """
 import json, os, sys
@@ -173,6 +173,32 @@ def test_our_own_entry_point_on_a_tiny_bundle(tmp_path, jobs, tiny_folder):
     verdicts = [judge(line, *CHECKS[line], evidence) for line in lines]
     assert {verdict.status for verdict in verdicts} == {"pass", "info"}, verdict_table(verdicts)
     assert "start" in verdicts[10].detail and "MB" in verdicts[11].detail
+
+
+SHUT = {
+    "reached": [], "uid": 1000, "home": "/home/user", "tmp": [], "data": 15 << 30, "processes": 256, "pids": None,
+    "read_only": {"/": True, "/usr": True, "/etc": True, "/tmp": False}, "capabilities": "0", "no_new_privileges": "1",
+    "shm": 128 << 10, "gpus": [],
+}  # fmt: skip
+OPEN = SHUT | {
+    "reached": [["127.0.0.1", 1]], "uid": 0, "read_only": {**SHUT["read_only"], "/": False}, "data": -1,
+    "shm": 8 << 20, "gpus": ["/dev/nvidia0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["D1", "D2", "D4", "D5", "D6", "D7"])
+def test_each_question_about_the_surroundings_has_its_control(tmp_path, jobs, line):
+    runner, trial = ProcessRunner(enclosed=False), Trial(BASE, jobs[0], Outcome(0, 1.0, b"", b""), {})
+
+    def found(inside, outside):
+        evidence = Evidence(runner, (trial,), trial, {}, inside, outside, STATUS, Conditions(), tmp_path)
+        answer = CHECKS[line][1](evidence)
+        return answer if isinstance(answer, Verdict) else passed(line, "", not answer, answer)
+
+    turned, same = found(SHUT, OPEN), found(SHUT, SHUT)
+    assert turned.status == "pass" and "no control" not in turned.detail
+    assert same.status == ("skip" if line == "D1" else "pass") and "control" in same.detail
+    assert found(OPEN, OPEN).status == "fail"
 
 
 def _readable(folder, tmp_path):

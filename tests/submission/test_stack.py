@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from midog.errors import ContractError
+from submission.arrays import split_pages
 from submission.challenge import TRACK2, plain
-from submission.stack import count_directories, read_job, read_stack, split_pages, write_job, write_stack
+from submission.stack import count_directories, read_job, read_stack, write_job, write_stack
 
 SLUG, FOLDER = TRACK2.input_slug, TRACK2.image_folder
 
