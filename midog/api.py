@@ -71,7 +71,8 @@ def train_recipe(
         recipe: name of a shipped recipe, or a YAML file.
         patches: a patch table with folds, its path, or what `read_patches` returned.
         run: folder to make or to continue.
-        options: `sets` (as `--set`: "each.training.epochs=2"), `members`, `folds`, `pretrained`, `threads`.
+        options: `sets` (as `--set`: "each.training.epochs=2"), and those of `training.launch.train_recipe`: `members`,
+            `folds`, `pretrained`, `threads`, `machine`, `gpus`, `slurm`, `report`.
     """
     from midog.recipe import load_recipe
     from midog.training import launch

@@ -164,7 +164,7 @@ class Bundle:
     def _member_logits(self, patches: Any, deadline: float | None = None) -> NDArray[np.float64]:
         """(n, members) logits of the operating point's members: each the mean over its fold models and the views."""
         from augment.views import VIEW_SETS
-        from midog.models.classifier import Inference
+        from midog.models.inference import Inference
         from midog.models.network import Network
         from midog.models.predict import pick_device, predict_logits
 

@@ -50,6 +50,11 @@ SetOption = Annotated[
 Pretrained = Annotated[
     Path | None, typer.Option(help="Folder or file of pretrained weights; else MIDOG_WEIGHTS. Never downloaded here.")
 ]
+Precision = Annotated[str, typer.Option(help="auto, float32, bf16 or fp16; auto is bf16 on a GPU that computes it.")]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Compute activations again: less memory, a third more work.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Let torch.compile fuse the network; bench train tells.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; the weights of a run depend on it, so keep it.")]
 
 
@@ -110,7 +115,7 @@ def train(
     fold: Annotated[list[str] | None, typer.Option(help="Only this fold (repeatable).")] = None,
     sets: SetOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the recipe and prove each member: two steps.")
+        bool, typer.Option("--dry-run", help="Show the recipe, prove each member for real, say what it will cost.")
     ] = False,
     pretrained: Pretrained = None,
     gpus: Annotated[
@@ -120,7 +125,10 @@ def train(
         str, typer.Option(help="Submit to a cluster: partition=gpu,time=8:00:00[,mem=32G,cpus=4,gpus=1,account,qos,…].")
     ] = "",
     threads: Threads = None,
-    precision: Annotated[str, typer.Option(help="auto, float32, bf16 or fp16.")] = "auto",
+    precision: Precision = "auto",
+    checkpointing: Checkpointing = False,
+    compile_: Compile = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: the costs as JSON.")] = False,
 ) -> None:
     """Train every member on every fold that is not done yet. The same command continues after a stop.
 
@@ -135,8 +143,14 @@ def train(
 
     _swapped(recipe, patches)
     loaded, table = load_recipe(recipe, sets or ()), api.as_table(patches)
+    machine = Machine(threads=threads, precision=precision, checkpointing=checkpointing, compile=compile_)
     if dry_run:
-        print(launch.dry_run(loaded, table, pretrained=pretrained).text())
+        from midog.training.dry_run import dry_run as prove_all
+        from submission.challenge import TRACK2
+
+        dry = prove_all(loaded, table, pretrained, machine, member)
+        limit = f"  the platform may stop a job after {TRACK2.stack_seconds:.0f} s; its GPU has 16 GB"
+        show(dry.to_dict(), f"{dry.text()}\n{limit}", as_json)
         return
     folder = out or Path("runs") / Path(recipe).stem
     launch.train_recipe(
@@ -147,7 +161,7 @@ def train(
         folds=fold,
         pretrained=pretrained,
         threads=threads,
-        machine=Machine(precision=precision),
+        machine=machine,
         gpus=_gpus(gpus),
         slurm=slurm,
         report=note,

@@ -4,8 +4,8 @@
 
 Four backbones of ViT-L and ViT-H size with random weights, two LoRA fold models each, a few steps on real patches. At
 so high a rate the adapters' B matrices leave zero far behind: fold models differ by more than 0.1 logit, so that a
-mix-up of folds, adapters or backbones would show. What is compared: every member's logits in the bundle with the mean of its
-fold models' as the run left them, `midog predict` with them, and the entry point's confidences with `midog predict`'s.
+mix-up of folds, adapters or backbones would show. What is compared: the logits of `midog predict` with the mean of the
+fold models' as the run left them, and the entry point's confidences with those of `midog predict`.
 
 An hour on two cores and 8 GB of disk; no part of the test command. MIDOG_DATA names the data.
 """
@@ -67,7 +67,8 @@ def by_hand(run: Path, patches: Path) -> dict[str, np.ndarray]:
     """(folds, n) logits of each member's fold models on all patches, straight from the run's files."""
     from midog.data.patches import read_table
     from midog.data.pixels import open_pixels
-    from midog.models.classifier import Inference, pretrained_state
+    from midog.models.classifier import pretrained_state
+    from midog.models.inference import Inference
     from midog.models.network import Network
     from midog.models.predict import predict_logits
     from midog.run import open_run

@@ -23,7 +23,8 @@ from midog.data.pixels import open_pixels
 from midog.errors import ContractError, DataError, UsageError, WeightsError
 from midog.files import read_csv, read_json, sha256_bytes, sha256_file
 from midog.models.backbones import find_backbone
-from midog.models.classifier import Inference, Network, backbone_state, build_classifier
+from midog.models.classifier import Network, backbone_state, build_classifier
+from midog.models.inference import Inference
 from midog.models.predict import predict_logits
 from midog.models.preprocess import Image
 from midog.models.tuning import Full

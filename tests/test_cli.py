@@ -158,7 +158,7 @@ def test_python_offers_the_same(at_home: Path) -> None:
     result = bundle.predict(images, mpp=0.25)
     rows = result.table()
     assert len(rows) == 3 and all(0 <= row["confidence"] <= 1 for row in rows)
-    assert midog.open_run("runs/smoke").oof("vit").logits.shape[1] == 8
+    assert midog.open_run("runs/smoke").oof("vit").logits.shape[1] == 9
     with pytest.raises(AttributeError, match="load_bundle"):
         _ = midog.no_such_name
 

@@ -28,6 +28,51 @@ def test_every_shipped_recipe_loads_and_comes_back_equal(name: str, tmp_path: Pa
     assert list_recipes()[name]
 
 
+@pytest.mark.parametrize("name", sorted(list_recipes()))
+def test_every_member_of_a_shipped_recipe_finds_what_it_tunes(name: str) -> None:
+    """Adapters find their layers, prompts their blocks; built without contents, so that giants take no memory."""
+    import torch
+
+    from midog.models.backbones import empty_backbone
+    from midog.models.tuning import apply_tuning
+    from midog.training.member import network_of
+
+    for member in load_recipe(name).members.values():
+        network = network_of(member)
+        with torch.device("meta"):
+            backbone = empty_backbone(network.backbone)
+            apply_tuning(backbone, network.tune, network.backbone)
+        assert any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "tune", "views"),
+    [
+        ("winner", "vit_huge_plus_patch16_dinov3", "lora", "rot4"),
+        ("third", "convnextv2_base", "full", "none"),
+        ("fifth", "uni2_h", "prompts", "d4_stain"),
+        ("benchmark-virchow2", "virchow2", "lora", "none"),
+    ],
+)
+def test_recipes_after_published_entries_are_what_they_say(name: str, backbone: str, tune: str, views: str) -> None:
+    recipe = load_recipe(name)
+    (member,) = recipe.members.values()
+    assert (member.backbone, member.tune.kind, recipe.blend.views) == (backbone, tune, views)
+    if name == "third":
+        assert member.image.crop == round(0.6 * 128 / 2) * 2 and member.augment.fisheye is None
+    if name == "winner":
+        assert (member.training.loss, member.tune.rank, member.tune.alpha) == ("domain_focal", 4, 8)
+    if name == "benchmark-virchow2":
+        training = member.training
+        assert (training.optimizer, training.schedule, training.select) == ("adam", "plateau", "inner")
+
+
+def test_the_open_recipe_needs_no_token() -> None:
+    from midog.models.backbones import find_backbone
+
+    assert not any(find_backbone(member.backbone).gated for member in load_recipe("open").members.values())
+
+
 def test_the_paper_recipe_is_what_it_says() -> None:
     recipe = load_recipe("paper")
     assert list(recipe.members) == ["uni", "virchow", "virchow2", "convnext"]

@@ -142,7 +142,8 @@ def _what(run: Run, status: RunStatus, shared: Sequence[str]) -> str:
     if status.finished:
         scored = "the mean logit of its members" if len(shared) > 1 else "its member"
         return f"A finished run of {members} on {len(run.fold_names)} folds: {scored}, out of fold."
-    states = [state for state in ("running", "stopped", "failed", "waiting") if any(f.state == state for f in folds)]
+    unfinished = ("running", "queued", "stopped", "failed", "waiting")
+    states = [state for state in unfinished if any(fold.state == state for fold in folds)]
     counted = ", ".join(f"{sum(fold.state == state for fold in folds)} {state}" for state in states)
     left = f"; about {readable_seconds(status.seconds_left)} left" if status.seconds_left is not None else ""
     return f"A run of {members} that is not finished: {done} of {len(folds)} fold models done, {counted}{left}."

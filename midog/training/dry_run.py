@@ -8,18 +8,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from augment.views import VIEW_SETS
 from midog.data.patches import PatchTable
 from midog.models.cost import bundle_bytes
 from midog.status import readable_seconds
+from midog.training.launch import Recipe, choose, gather
 from midog.training.machine import Machine, claim
 from midog.training.proof import Proof, prove
 from midog.yaml import yaml_text
-
-if TYPE_CHECKING:
-    from midog.training.launch import Recipe
 
 PAGES = 16
 READING = 1e9
@@ -100,8 +98,6 @@ def dry_run(
 
     Nothing is kept. Raises: what training would raise, before hours are spent.
     """
-    from midog.training.launch import choose, gather
-
     pretrained = Path(pretrained) if pretrained is not None else None
     machine, source = machine or Machine(), gather(recipe, table)
     proofs = tuple(

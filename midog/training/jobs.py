@@ -150,6 +150,7 @@ def machine_options(machine: Machine, pretrained: Path | None) -> list[str]:
     """What a process of its own is told about the machine, as options of `midog train`."""
     options = ["--threads", str(machine.threads)] if machine.threads is not None else []
     options += ["--precision", machine.precision] if machine.precision != "auto" else []
+    options += [f"--{name}" for name in ("checkpointing", "compile") if getattr(machine, name)]
     return options + (["--pretrained", str(pretrained.absolute())] if pretrained is not None else [])
 
 

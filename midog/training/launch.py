@@ -31,9 +31,7 @@ from midog.training.machine import Machine, claim
 from midog.training.member import Member
 from midog.training.prepare import prepare_run
 from midog.training.preview import contact_sheet, write_contact_sheet
-from midog.training.proof import Proof, prove
 from midog.training.slots import choose_gpus, gpu_slots, train_in_slots
-from midog.yaml import yaml_text
 
 if TYPE_CHECKING:
     from midog.training.cluster import Slurm
@@ -192,50 +190,23 @@ def _train_here(
     for job in jobs:
         member = recipe.members[job.member]
         try:
-            train_fold(member, job.k, source.table, source.assignment, source.pixels, job.folder, pretrained, machine)
+            train_fold(
+                member,
+                job.k,
+                source.table,
+                source.assignment,
+                source.pixels,
+                job.folder,
+                pretrained,
+                machine,
+                say=tally.report,
+            )
         except Busy:
             tally.skipped(job, holder(job.folder) or "another process")
         except Exception as error:  # one member's failure leaves the others their turn
             tally.failed(job, keep_failure(job, error))
         else:
             tally.done(job)
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """The resolved recipe, how it differs from the shipped one, and what each member proved."""
-
-    recipe: dict[str, Any]
-    difference: tuple[str, ...]
-    proofs: tuple[Proof, ...]
-    folds: tuple[str, ...]
-
-    def text(self) -> str:
-        lines = [yaml_text(self.recipe), "difference from the shipped recipe:"]
-        lines += [f"  {line}" for line in self.difference] or ["  none"]
-        lines += ["", f"folds: {len(self.folds)} ({', '.join(self.folds)})", ""]
-        lines += [proof.text() for proof in self.proofs]
-        return "\n".join(lines)
-
-
-def dry_run(
-    recipe: Recipe,
-    table: PatchTable,
-    pretrained: Path | str | None = None,
-    machine: Machine | None = None,
-    members: Sequence[str] | None = None,
-) -> DryRun:
-    """Resolve the recipe and prove each member for real: two steps, OOF logits, save, reload, the same logits.
-
-    Nothing is kept. Raises: what training would raise, before hours are spent.
-    """
-    pretrained = Path(pretrained) if pretrained is not None else None
-    source = gather(recipe, table)
-    proofs = tuple(
-        prove(recipe.members[name], source.table, source.assignment, source.pixels, pretrained, machine or Machine())
-        for name in choose("member", members, tuple(recipe.members))
-    )
-    return DryRun(recipe.plain, tuple(recipe.difference), proofs, source.assignment.names)
 
 
 def preview_augmentation(recipe: Recipe, table: PatchTable, out: Path, member: str | None = None) -> Path:

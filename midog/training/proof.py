@@ -16,8 +16,9 @@ from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import WeightsError
-from midog.models.classifier import Classifier, Inference, backbone_state, save_fold
+from midog.models.classifier import Classifier, backbone_state, save_fold
 from midog.models.cost import training_memory
+from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.predict import predict_logits
 from midog.training.batches import Images, steps_per_epoch

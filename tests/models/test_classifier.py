@@ -15,7 +15,6 @@ from midog.errors import UsageError, WeightsError
 from midog.models.backbones import find_backbone
 from midog.models.classifier import (
     Classifier,
-    Inference,
     Network,
     backbone_key,
     backbone_state,
@@ -26,6 +25,7 @@ from midog.models.classifier import (
     save_fold,
 )
 from midog.models.heads.linear import Linear
+from midog.models.inference import Inference
 from midog.models.preprocess import Image
 from midog.models.prompts import Prompts
 from midog.models.tuning import Frozen, Full, Last, Lora, Tune
@@ -291,7 +291,8 @@ import sys
 banned = ("peft", "albumentations", "cv2", "sklearn", "optuna", "scipy", "pandas", "pydantic", "matplotlib", "rich")
 sys.modules.update(dict.fromkeys(banned))
 import numpy as np, torch
-from midog.models.classifier import Inference, Network
+from midog.models.classifier import Network
+from midog.models.inference import Inference
 from midog.models.weights import TensorFile
 network = Network.from_dict(TensorFile(sys.argv[1]).about["network"])
 from pathlib import Path

@@ -14,8 +14,9 @@ from torch import nn
 
 from midog.errors import UsageError, WeightsError
 from midog.models.backbones import build_backbone, find_backbone
-from midog.models.classifier import Classifier, Inference, Network, pretrained_state, save_fold
+from midog.models.classifier import Classifier, Network, pretrained_state, save_fold
 from midog.models.heads.linear import pool_features
+from midog.models.inference import Inference
 from midog.models.preprocess import Image
 from midog.models.prompts import Prompts, insert_prompts, prompted_blocks
 from midog.models.tuning import Full, Lora, apply_tuning

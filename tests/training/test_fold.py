@@ -159,7 +159,7 @@ def test_oof_covers_every_training_patch_once_and_fits_the_saved_model(
 ) -> None:
     from augment.views import VIEW_NAMES
     from midog.data.pixels import open_pixels
-    from midog.models.classifier import Inference
+    from midog.models.inference import Inference
     from midog.models.network import Network
     from midog.models.predict import predict_logits
 
