@@ -122,7 +122,7 @@ def train(
         str | None, typer.Option(help="GPUs to use, as 0,1; default: every visible one, a fold on each.")
     ] = None,
     slurm: Annotated[
-        str, typer.Option(help="Submit to a cluster: partition=gpu,time=8:00:00[,mem=32G,cpus=4,gpus=1,account,qos,…].")
+        str, typer.Option(help="Submit to a SLURM cluster: partition=gpu,time=8:00:00 and more, see above.")
     ] = "",
     threads: Threads = None,
     precision: Precision = "auto",
@@ -133,8 +133,8 @@ def train(
     """Train every member on every fold that is not done yet. The same command continues after a stop.
 
     With several GPUs, or --slurm, each fold is a process of its own (job.log in its folder) that is started again when
-    it dies. On a cluster it is a job with 4 processors and 1 GPU, requeued at its time limit; this command waits for
-    the jobs, which go on without it. `midog status` tells where they are.
+    it dies. On a cluster it is a job, requeued at its time limit; --slurm takes partition, time, cpus (4), gpus (1),
+    mem, account, qos, constraint. This command waits for the jobs, which go on without it; see `midog status`.
     """
     from midog import api
     from midog.recipe import load_recipe
@@ -185,7 +185,7 @@ def status(
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
     """The recipes that ship with the package, and what each is for."""
-    from midog.recipe import list_recipes
+    from midog.recipe_source import list_recipes
     from midog.report.text import text_table
 
     rows = [{"recipe": name, "what for": purpose} for name, purpose in list_recipes().items()]
@@ -195,7 +195,7 @@ def recipes_list(as_json: Json = False) -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe.")]) -> None:
     """Print a shipped recipe."""
-    from midog.recipe import recipe_text
+    from midog.recipe_source import recipe_text
 
     print(recipe_text(name), end="")
 
@@ -207,7 +207,7 @@ def recipes_copy(
 ) -> None:
     """Copy a shipped recipe, to change it."""
     from midog.files import write_text
-    from midog.recipe import recipe_text
+    from midog.recipe_source import recipe_text
 
     target = out or Path(f"{name}.yaml")
     if target.exists():

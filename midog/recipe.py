@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midog.errors import DataError, MidogError, UsageError, nearest, unknown
+from midog.errors import DataError, MidogError, nearest
+from midog.recipe_source import DEFAULT_KINDS, expand, merge, nest, read_source, says
 from midog.settings import (
     Problems,
     check_keys,
@@ -36,8 +36,6 @@ Where = Callable[[tuple[str, ...]], str]
 
 TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
 MEMBER_KEYS = ("backbone", "pretrained", "image", "augment", "tune", "head", "training")
-DEFAULT_KINDS = {"augment": "paper", "tune": "lora", "head": "linear", "blend": "tuned"}
-"""Sections of which a bare word names the kind, and the kind they have when none is named."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 OFF = "off"
 
@@ -73,18 +71,18 @@ def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
 
     Raises: UsageError listing every problem, each with its full key path.
     """
-    name, document, base = _read(source)
+    name, document, base = read_source(source)
     problems = Problems()
     _check_names(problems, "", document, TOP_KEYS)
     each, owns = _mapping(problems, "each", document.get("each")), _members(problems, document.get("members"))
     for path, value in _parse_sets(problems, sets, owns):
         if path[0] == "each":
-            each = merge(each, _nest(path[1:], value))
-            owns = {k: merge(own, _nest(path[1:], value)) if _says(own, path[1:]) else own for k, own in owns.items()}
+            each = merge(each, nest(path[1:], value))
+            owns = {k: merge(own, nest(path[1:], value)) if says(own, path[1:]) else own for k, own in owns.items()}
         elif path[0] == "members":
-            owns[path[1]] = merge(owns[path[1]], _nest(path[2:], value))
+            owns[path[1]] = merge(owns[path[1]], nest(path[2:], value))
         else:
-            document = merge(document, _nest(path, value))
+            document = merge(document, nest(path, value))
     seed, folds = _seed(problems, document.get("seed", 0)), _folds(problems, document.get("folds", "fold"))
     _check_names(problems, "each", each, MEMBER_KEYS)
     _sections(problems, each, lambda path: ".".join(("each", *path)))
@@ -119,110 +117,6 @@ def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str
         if before.get(key) != after.get(key) and not key.startswith(listed)
     ]
     return (*gone, *added, *changed)
-
-
-def list_recipes() -> dict[str, str]:
-    """Shipped recipes: name → what it is for (the file's first line)."""
-    folder = resources.files("midog") / "recipes"
-    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return {name: recipe_text(name).splitlines()[0].lstrip("# ").strip() for name in names}
-
-
-def recipe_text(name: str) -> str:
-    """The YAML of a shipped recipe. Raises: UsageError for an unknown name, with the nearest one."""
-    file = resources.files("midog") / "recipes" / f"{name}.yaml"
-    if not file.is_file():
-        raise unknown("recipe", name, list_recipes())
-    return file.read_text(encoding="utf-8")
-
-
-# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _read(source: str | Path) -> tuple[str, dict[str, Any], str]:
-    """Name, raw document with `from` carried out, and the shipped recipe underneath."""
-    shipped = isinstance(source, str) and source in _shipped_names()
-    path = Path(source)
-    if not shipped and not path.is_file():
-        guess = nearest(str(source), _shipped_names())
-        fix = f"did you mean {guess}? " if guess else ""
-        raise UsageError(
-            f"no recipe and no file: {source}",
-            f"{fix}`midog recipes list` shows the shipped ones; a path names your own",
-        )
-    text = recipe_text(str(source)) if shipped else None
-    document = _parse(text, str(source)) if text is not None else _load_file(path)
-    name = str(source) if shipped else path.stem
-    start = document.get("from")
-    if start is None:
-        return name, document, name if shipped else ""
-    if next(iter(document)) != "from":
-        raise UsageError(
-            f"recipe {name}: `from` is not the first key", "move `from: …` to the top: everything else changes it"
-        )
-    if start not in _shipped_names():
-        raise unknown("recipe", str(start), _shipped_names())
-    _, under, _ = _read(str(start))
-    return name, merge(under, {key: value for key, value in document.items() if key != "from"}), str(start)
-
-
-def _shipped_names() -> tuple[str, ...]:
-    folder = resources.files("midog") / "recipes"
-    return tuple(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def _load_file(path: Path) -> dict[str, Any]:
-    try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "save it as UTF-8 text") from None
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        document = parse_yaml(text, where)
-    except DataError as error:
-        raise UsageError(error.problem, error.fix) from None
-    if not isinstance(document, dict):
-        raise UsageError(f"{where} is no recipe: a mapping is expected", "`midog recipes show paper` is an example")
-    return {str(key): value for key, value in document.items()}
-
-
-# ── merging ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def expand(key: str, value: Any) -> Any:
-    """A bare word is short for its kind: `tune: full` is `tune: {kind: full}`."""
-    return {"kind": value} if key in DEFAULT_KINDS and isinstance(value, str) else value
-
-
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`: key by key, except that a mapping of another `kind` replaces. Null says nothing."""
-    result = dict(under)
-    for key, value in over.items():
-        old, new = expand(key, result.get(key)), expand(key, value)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            default = DEFAULT_KINDS.get(key)
-            same = "kind" not in new or new["kind"] == old.get("kind", default)
-            result[key] = merge(old, new) if same else dict(new)
-        elif new is not None or key not in result:
-            result[key] = new
-    return result
-
-
-def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
-    for key in reversed(path):
-        value = {key: value}
-    return dict(value)
-
-
-def _says(content: Any, path: Sequence[str]) -> bool:
-    """True where the mapping itself holds this key path."""
-    for key in path:
-        if not isinstance(content, Mapping) or key not in content:
-            return False
-        content = expand(key, content[key])
-    return True
 
 
 def _parse_sets(
@@ -297,7 +191,7 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
     _check_names(problems, f"members.{name}", own, MEMBER_KEYS)
 
     def where(path: tuple[str, ...]) -> str:
-        written = _says(own, path) or not _says(each, path)
+        written = says(own, path) or not says(each, path)
         return ".".join(("members", name, *path) if written else ("each", *path))
 
     merged = merge(each, own)

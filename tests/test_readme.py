@@ -10,7 +10,7 @@ import pytest
 
 from midog.cli import app, run
 from midog.data.synthetic import draw
-from midog.recipe import list_recipes
+from midog.recipe_source import list_recipes
 
 README = Path(__file__).parent.parent / "README.md"
 INSTEAD = {"AMi-Br": "drawn", "cpu-small": "smoke"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from midog.errors import UsageError
-from midog.recipe import list_recipes, load_recipe, recipe_text, resolved
+from midog.recipe import load_recipe, resolved
+from midog.recipe_source import list_recipes, recipe_text
 from midog.yaml import parse_yaml, yaml_text
 
 MICRO = "each: {pretrained: random}\nmembers: {a: {backbone: test_vit}}\n"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def _views(recipe: Mapping[str, Any]) -> str:
     return str(recipe.get("blend", {}).get("views", "none"))
 
 
+@cache
 def _start_up() -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import torch, timm"], check=True)

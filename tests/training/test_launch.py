@@ -12,7 +12,7 @@ from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError, WeightsError
 from midog.recipe import Recipe, load_recipe, resolved
 from midog.run import open_run
-from midog.training.launch import dry_run, preview_augmentation, train_recipe
+from midog.training.launch import preview_augmentation, train_recipe
 from midog.training.machine import Machine
 
 QUICK = ("each.training.epochs=1", "each.training.warmup=0")
@@ -148,16 +148,6 @@ def test_the_run_carries_its_provenance(tmp_path: Path, quick: Recipe, table: Pa
     assert all(Path(patch.path).is_absolute() for patch in run.table())
 
 
-def test_a_dry_run_proves_each_member_and_keeps_nothing(tmp_path: Path, table: PatchTable) -> None:
-    result = dry_run(load_recipe("smoke", ["members.vit.tune.rank=2"]), table)
-    assert [proof.member for proof in result.proofs] == ["vit", "convnext"]
-    assert all(proof.largest_difference < 1e-5 for proof in result.proofs)
-    assert result.proofs[0].trained < result.proofs[0].parameters
-    text = result.text()
-    assert "members.vit.tune.rank: 4 → 2" in text
-    assert "about" in text and "reloaded logits differ" in text
-
-
 def test_the_preview_shows_patches_and_their_augmentations(tmp_path: Path, quick: Recipe, table: PatchTable) -> None:
     from PIL import Image
 
@@ -168,11 +158,3 @@ def test_the_preview_shows_patches_and_their_augmentations(tmp_path: Path, quick
     assert not np.array_equal(pixels[:128, 132:260], pixels[:128, 264:392])
     with pytest.raises(UsageError, match="did you mean micro"):
         preview_augmentation(quick, table, tmp_path / "sheet.png", "mikro")
-
-
-def test_a_dry_run_says_how_far_fourier_targets_move_the_colour(recipe_path: Path, table: PatchTable) -> None:
-    on = load_recipe(recipe_path, ["each.augment={kind: paper}"])
-    shift = dry_run(on, table).proofs[0].colour_shift
-    assert len(shift) == 3 and min(shift) > 1  # photographs against stained tissue
-    kept = load_recipe(recipe_path, ["each.augment={kind: paper, fourier: {include_dc: false}}"])
-    assert dry_run(kept, table).proofs[0].colour_shift == ()
