@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import BLEND_FILE, OperatingPoint, combine, confidence, decide
-from ensemble.oof import align, split_spec
+from ensemble.oof import OofSet, align, split_spec
 from ensemble.points import Rows, fit_point
 from ensemble.predictions import EVERYTHING, Scored, read_scored
 from ensemble.splits import case_parts
@@ -120,16 +120,15 @@ def load_scored(spec: str | Path, truth: str | Path | None = None) -> Scored:
         return read_scored(path, truth)
     if member is None and not path.exists():
         raise DataError(f"no such run, blend or prediction table: {path}", "midog compare RUN|RUN:MEMBER|BLEND|CSV …")
-    return _score_run(str(spec))
+    return score_members(str(spec), align([spec]))
 
 
 def _named(name: str, scored: Scored) -> Scored:
     return replace(scored, name=name)
 
 
-def _score_run(spec: str) -> Scored:
+def score_members(name: str, oof: OofSet) -> Scored:
     """Mean logit of the members, identity view; calibration and threshold cross-fitted by case."""
-    oof = align([spec])
     z = oof.views("none")
     rows = Rows(oof.names, {"none": z}, oof.labels, oof.cases, oof.domains, across=False)
     weights = [1.0 / len(oof.names)] * len(oof.names)
@@ -141,7 +140,7 @@ def _score_run(spec: str) -> Scored:
         logit[held] = combine(point, z[held])
         p[held] = confidence(point, logit[held])
         called[held] = decide(point, p[held])
-    return Scored(spec, oof.table, logit, p, called, oof.folds)
+    return Scored(name, oof.table, logit, p, called, oof.folds)
 
 
 def _paired(a: Scored, b: Scored) -> tuple[Scored, Scored, tuple[int, int]]:

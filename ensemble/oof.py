@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -64,6 +64,12 @@ class OofSet:
     def prevalence(self) -> float:
         """Share of atypical patches."""
         return float(self.labels.mean())
+
+    def take(self, columns: Sequence[int]) -> OofSet:
+        """These members alone."""
+        sources = tuple(self.sources[at] for at in columns)
+        names = tuple(self.names[at] for at in columns)
+        return replace(self, names=names, sources=sources, logits=self.logits[:, list(columns)])
 
     def holds(self, views: str) -> bool:
         """Whether every member's logits of these views are stored: earlier releases kept the eight symmetries alone."""

@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["blend_runs", "compare_results", "load_bundle", "open_run", "read_patches", "train_recipe"]
+__all__ = [
+    "blend_runs",
+    "compare_grid",
+    "compare_results",
+    "load_bundle",
+    "open_run",
+    "read_patches",
+    "train_grid",
+    "train_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,12 @@ result = bundle.predict(images, mpp=0.25)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ensemble.ablation import Ablation
     from ensemble.compare import Comparison
     from ensemble.crossfit import BlendResult
     from midog.bundle import Bundle
@@ -81,6 +83,30 @@ def train_recipe(
     return launch.train_recipe(loaded, as_table(patches), Path(run), **options)
 
 
+def train_grid(
+    recipe: Path | str,
+    patches: PatchTable | Checked | Path | str,
+    folder: Path | str,
+    vary: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> tuple[Run, ...]:
+    """Train a recipe in every combination of some values, with every seed: an ordinary run for each below `folder`.
+
+    Args:
+        recipe, patches: as `train_recipe` takes them.
+        folder: of the runs and their grid.json; the same call twice continues or does nothing.
+        vary: keys and their values, the baseline first: "augment.fisheye=off,on", "image.crop=64,128".
+        seeds: of the runs; by default the recipe's own.
+        options: as `train_recipe` takes them.
+    """
+    from midog.training import grid
+    from midog.variation import vary_recipe
+
+    varied = vary_recipe(recipe, vary, seeds, options.pop("sets", ()))
+    return grid.train_grid(varied.grid, varied.base, varied.recipes, as_table(patches), Path(folder), **options)
+
+
 def as_table(patches: PatchTable | Checked | Path | str) -> PatchTable:
     """The patch table behind a path or a check's result; raises that check's problems."""
     from midog.data.checks import Checked
@@ -122,6 +148,13 @@ def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: 
     from ensemble import compare
 
     return compare.compare(str(a), str(b), by=by, truth=truth)
+
+
+def compare_grid(*runs: Path | str, by: str | None = None) -> Ablation:
+    """What each varied key of a grid of runs is worth: paired differences with intervals over cases and seeds."""
+    from ensemble import ablation
+
+    return ablation.compare_grid([str(run) for run in runs], by=by)
 
 
 def load_bundle(path: Path | str, use: str = "full") -> Bundle:

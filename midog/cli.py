@@ -114,6 +114,15 @@ def train(
     member: Annotated[list[str] | None, typer.Option(help="Only this member (repeatable).")] = None,
     fold: Annotated[list[str] | None, typer.Option(help="Only this fold (repeatable).")] = None,
     sets: SetOption = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A grid of runs: augment.fisheye=off,on (repeatable; a key of every member, baseline first)."
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="With --vary: each combination with each of these, as 0,1,2.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the recipe, prove each member for real, say what it will cost.")
     ] = False,
@@ -135,14 +144,23 @@ def train(
     With several GPUs, or --slurm, each fold is a process of its own (job.log in its folder) that is started again when
     it dies. On a cluster it is a job, requeued at its time limit; --slurm takes partition, time, cpus (4), gpus (1),
     mem, account, qos, constraint. This command waits for the jobs, which go on without it; see `midog status`.
+
+    With --vary, an ordinary run for each combination and seed in the folder -o, such as fisheye=off,crop=64,seed=0;
+    a run that fails does not stop the others. `midog compare FOLDER` says what each ingredient is worth.
     """
     from midog import api
     from midog.recipe import load_recipe
-    from midog.training import launch
+    from midog.training.grid import train_grid
+    from midog.training.launch import train_recipe
     from midog.training.machine import Machine
+    from midog.variation import vary_recipe
 
     _swapped(recipe, patches)
-    loaded, table = load_recipe(recipe, sets or ()), api.as_table(patches)
+    if seeds is not None and not vary:
+        raise UsageError(f"--seeds {seeds} without --vary", "--set seed=1 for one seed, or --vary KEY=VALUE,VALUE too")
+    varied = vary_recipe(recipe, vary, _numbers("--seeds", seeds), sets or ()) if vary else None
+    loaded = load_recipe(recipe, sets or ()) if varied is None else next(iter(varied.recipes.values()))
+    table = api.as_table(patches)
     machine = Machine(threads=threads, precision=precision, checkpointing=checkpointing, compile=compile_)
     if dry_run:
         from midog.training.dry_run import dry_run as prove_all
@@ -150,35 +168,32 @@ def train(
 
         dry = prove_all(loaded, table, pretrained, machine, member)
         limit = f"  the platform may stop a job after {TRACK2.stack_seconds:.0f} s; its GPU has 16 GB"
-        show(dry.to_dict(), f"{dry.text()}\n{limit}", as_json)
+        names = [] if varied is None else list(varied.recipes)
+        whole = "\n".join([f"{len(names)} runs, of which the first is proved:", *names, "", ""]) if names else ""
+        show({**({"runs": names} if names else {}), **dry.to_dict()}, f"{whole}{dry.text()}\n{limit}", as_json)
         return
-    folder = out or Path("runs") / Path(recipe).stem
-    launch.train_recipe(
-        loaded,
-        table,
-        folder,
-        members=member,
-        folds=fold,
-        pretrained=pretrained,
-        threads=threads,
-        machine=machine,
-        gpus=_gpus(gpus),
-        slurm=slurm,
-        report=note,
-    )
+    folder = out or Path("runs") / (Path(recipe).stem + ("" if varied is None else "-grid"))
+    options: dict[str, Any] = {"members": member, "folds": fold, "pretrained": pretrained, "threads": threads}
+    options |= {"machine": machine, "gpus": _gpus(gpus), "slurm": slurm, "report": note}
+    if varied is not None:
+        train_grid(varied.grid, varied.base, varied.recipes, table, folder, **options)
+        wrote(folder, next_command=f"midog compare {folder} --by scanner")
+        return
+    train_recipe(loaded, table, folder, **options)
     wrote(folder, next_command=f"midog blend {folder} -o blends/{folder.name}")
 
 
 @app.command(rich_help_panel=TRAIN)
 def status(
-    run: Annotated[Path | None, typer.Argument(help="A run; without it, all runs in ./runs.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run, or a folder of runs; default: ./runs.")] = None,
     as_json: Json = False,
 ) -> None:
     """What is done, what runs, what failed, how long the rest takes, and the scores so far."""
-    from midog.report.status import runs_rows, status_rows
+    from midog.report.status import is_folder_of_runs, runs_rows, status_rows
     from midog.report.text import text_table
 
-    rows, folds = status_rows(run) if run else (runs_rows(Path("runs")), [])
+    folder = run or Path("runs")
+    rows, folds = runs_rows(folder) if run is None or is_folder_of_runs(folder) else status_rows(folder)
     show({"rows": rows, "folds": folds}, "\n\n".join(map(text_table, [rows, folds] if folds else [rows])), as_json)
 
 
@@ -242,17 +257,35 @@ def blend(
 
 @app.command(rich_help_panel=ENSEMBLE)
 def compare(
-    a: Annotated[str, typer.Argument(help="A run, RUN:MEMBER, blend, or prediction table.")],
-    b: Annotated[str, typer.Argument(help="The other one.")],
+    results: Annotated[
+        list[str], typer.Argument(help="Two runs, RUN:MEMBER, blends or prediction tables; or the runs of a grid.")
+    ],
     by: Annotated[By | None, typer.Option(help="Also within each of these.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Patch table with labels, for prediction tables.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Paired case-bootstrap: which differences are noise. Runs are scored with one view, blends with their own."""
+    """Paired case-bootstrap: which differences are noise. Runs are scored with one view, blends with their own.
+
+    Of the runs that `midog train --vary` made (their folder, or more than two of them): what each varied key is worth,
+    averaged over the other keys and the seeds, with intervals over cases and seeds.
+    """
+    from ensemble.oof import split_spec
     from midog import api
+    from midog.grid import is_grid
+    from midog.report.ablation import ablation_text
     from midog.report.text import text_table
 
-    comparison = api.compare_results(a, b, by=by.value if by else None, truth=truth)
+    group = by.value if by else None
+    if len(results) > 2 or any(is_grid(split_spec(name)[0]) for name in results):
+        if truth is not None:
+            raise UsageError("--truth is for two prediction tables", "leave it out: runs know what is true")
+        found = api.compare_grid(*results, by=group)
+        show(found.to_dict(), ablation_text(found), as_json)
+        return
+    if len(results) < 2:
+        raise UsageError(f"{results[0]} and what?", f"midog compare {results[0]} ANOTHER, or the folder of a grid")
+    a, b = results
+    comparison = api.compare_results(a, b, by=group, truth=truth)
     says = f"A is {comparison.a}, B is {comparison.b}: {comparison.verdict} (the bootstrap drew {comparison.drawn})"
     if any(comparison.left_out):
         says += (
@@ -399,11 +432,16 @@ def _swapped(recipe: str, patches: Path) -> None:
 
 
 def _gpus(text: str | None) -> list[int] | None:
+    return _numbers("--gpus", text, "; CUDA_VISIBLE_DEVICES= hides all of them")
+
+
+def _numbers(option: str, text: str | None, more: str = "") -> list[int] | None:
+    """`0,1,2` → [0, 1, 2]."""
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() for word in words):
-        raise UsageError(f"--gpus {text}: numbers are expected", "--gpus 0,1; CUDA_VISIBLE_DEVICES= hides all of them")
+        raise UsageError(f"{option} {text}: numbers are expected", f"{option} 0,1{more}")
     return [int(word) for word in words]
 
 

@@ -5,20 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from midog.grid import is_grid, read_grid
 from midog.run import list_runs, open_run
 from midog.status import MemberStatus, RunStatus, readable_seconds
 
+STATES = ("done", "running", "queued", "failed")
 
-def runs_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row per run in `folder`: folds done, running, queued on a cluster, failed, and the time left."""
-    rows = []
-    for path in list_runs(folder):
+
+def is_folder_of_runs(folder: Path) -> bool:
+    """Whether there are runs in it, or a grid that will have some; a run is no such folder."""
+    return not (folder / "manifest.json").is_file() and (is_grid(folder) or bool(list_runs(folder)))
+
+
+def runs_rows(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One row per run in `folder`: folds done, running, queued on a cluster, failed, and the time left; a grid's runs
+    also before they begin. And one row per fold that runs, waits in a queue or failed."""
+    rows, folds = [], []
+    for path in _runs_in(folder):
+        row: dict[str, Any] = {"run": str(path), "members": 0, "folds": 0}
+        if not (path / "manifest.json").is_file():
+            rows.append(row | dict.fromkeys(STATES, 0) | {"time left": readable_seconds(None)})
+            continue
         found = open_run(path).status(intervals=False)
         states = [fold.state for member in found.members for fold in member.folds]
-        row: dict[str, Any] = {"run": str(path), "members": len(found.members), "folds": len(states)}
-        row |= {state: states.count(state) for state in ("done", "running", "queued", "failed")}
+        row |= {"members": len(found.members), "folds": len(states)}
+        row |= {state: states.count(state) for state in STATES}
         rows.append(row | {"time left": readable_seconds(found.seconds_left)})
-    return rows
+        folds += [{"run": path.name, **line} for line in _fold_rows(found)]
+    return rows, folds
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A grid's runs in its order, then the others by name."""
+    grid = read_grid(folder)
+    planned = [folder / run.name for run in grid.runs] if grid is not None else []
+    return [*planned, *(path for path in list_runs(folder) if path not in planned)]
 
 
 def status_rows(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
