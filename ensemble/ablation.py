@@ -5,13 +5,16 @@ values minus the score at its first value. Each run is scored as `compare` score
 temperature and threshold cross-fitted by case. In each replicate the bootstrap draws
 
 - cases with replacement, the same for all runs, so that differences are paired by patch;
-- for each combination of values, one seed fewer than it has, with replacement. One fewer, because the mean of S values
-  drawn from S has (S - 1)/S of the variance that seeds really add (Rao & Wu 1988, JASA 83, p. 231); each combination by
-  itself, because the same seed in two combinations is two trainings.
+- for each combination of values as many seeds as it has, with replacement: of a run, what sets it apart from the mean
+  of its combination's seeds. It is drawn from the runs of all combinations, as if seeds spread alike in each, for three
+  seeds of one say little; and scaled by √(S/(S - 1)), since S runs spread less around their own mean than around the
+  true one. Source: pooled residuals of several samples, Davison & Hinkley 1997, Bootstrap Methods, section 3.2. Scaled
+  once more by √(ν/χ²) with ν degrees of freedom, χ² drawn: few runs tell their own spread badly. Our choice; it makes
+  of a normal spread what Student's t makes of it.
 
-Calibration and threshold are not fitted again in a replicate, and neither scanners nor folds are drawn: an interval
-speaks of other cases and other seeds on these scanners. With a single seed, folds are drawn before cases, as `compare`
-does it.
+The same seed in two combinations counts as two trainings. Calibration and threshold are not fitted again in a
+replicate, and neither scanners nor folds are drawn: an interval speaks of other cases and other seeds on these
+scanners. With a single seed, folds are drawn before cases, as `compare` does it.
 """
 
 from __future__ import annotations
@@ -114,9 +117,7 @@ def compare_grid(specs: Sequence[str | Path], by: str | None = None, seed: int =
     for contrasts, masks in ((factors, everything), (combinations, everything), (factors, groups)):
         effects += _effects(contrasts, masks, scored, seed)
     drawn = (
-        "folds and cases"
-        if len(design.seeds) == 1
-        else f"cases, and {len(design.seeds) - 1} seeds for each combination"
+        "folds and cases" if len(design.seeds) == 1 else f"cases, and {len(design.seeds)} seeds for each combination"
     )
     runs = len(design.combinations) * len(design.seeds)
     return Ablation(tuple(effects), design.label(0), design.seeds, runs, drawn, design.left_out)
@@ -171,11 +172,10 @@ def _effects(
         return []
     level = 1 - (1 - LEVEL) / together
     n = max(REPLICATES, round(2 * BEYOND / (1 - level)))
-    weights = _seed_weights(len(scored), len(scored[0]), n, seed)
     found = []
     for group, rows in masks.items():
         points, draws = _replicates(scored, rows, n, seed)
-        means = {metric: np.einsum("csn,csn->cn", draws[metric], weights) for metric in METRICS}
+        means = {metric: _with_seeds(draws[metric], seed) for metric in METRICS}
         size = scores(*_columns(scored[0][0], rows))
         for contrast in contrasts:
             for metric, mean in means.items():
@@ -186,13 +186,19 @@ def _effects(
     return found
 
 
-def _seed_weights(combinations: int, seeds: int, n: int, seed: int) -> Floats:
-    """(combinations, seeds, n): the weight of each run in each replicate; they sum to 1 over a combination's seeds."""
+def _with_seeds(values: Floats, seed: int) -> Floats:
+    """Scores (combinations, seeds, n) in n replicates → each combination's mean with the luck of seeds, drawn anew."""
+    combinations, seeds, n = values.shape
+    mean = values.mean(axis=1)
     if seeds == 1:
-        return np.ones((combinations, 1, n))
-    drawn = np.random.default_rng([seed, seeds]).integers(seeds, size=(combinations, n, seeds - 1))
-    counts = (drawn[..., None] == np.arange(seeds)).sum(axis=2)
-    return np.asarray(counts.transpose(0, 2, 1) / (seeds - 1), dtype=np.float64)
+        return np.asarray(mean)
+    rng = np.random.default_rng([seed, combinations, seeds])
+    drawn = rng.integers(combinations * seeds, size=(seeds * combinations, n))
+    freedom = combinations * (seeds - 1)
+    scale = np.sqrt(seeds / (seeds - 1) * freedom / rng.chisquare(freedom, size=n))
+    apart = (values - mean[:, None]).reshape(combinations * seeds, n)
+    luck = np.take_along_axis(apart, drawn, axis=0).reshape(seeds, combinations, n).mean(axis=0)
+    return np.asarray(mean + luck * scale)
 
 
 def _columns(one: Scored, rows: NDArray[np.bool_]) -> tuple[NDArray[np.int8], Floats, NDArray[np.bool_]]:

@@ -1,4 +1,4 @@
-"""Ablations on drawn logits: known effects come back, nothing comes of nothing, seeds count, and what is left out is said."""
+"""Ablations on drawn logits: known effects come back, nothing comes of nothing, seeds count, what lacks is said."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble.ablation import Ablation, Effect, _seed_weights, compare_grid
+from ensemble.ablation import Ablation, Effect, _with_seeds, compare_grid
 from ensemble.compare import compare, load_scored
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
@@ -103,7 +103,7 @@ def test_the_luck_of_seeds_is_part_of_the_interval(make: Any, table: PatchTable,
     lucky = lambda values, seed: 1.4 if values[0] == "on" and seed == 2 else 0.8  # noqa: E731
     write_runs(make, tmp_path / "runs", table, lucky, FACTORS[:1])
     found = compare_grid([tmp_path / "runs"])
-    assert found.drawn == "cases, and 2 seeds for each combination"
+    assert found.drawn == "cases, and 3 seeds for each combination"
     auroc = of(found, "fisheye: off → on")["roc_auc"]
     assert auroc.verdict == "noise" and auroc.difference > 0.02 and auroc.interval.low < 0.02
     alone = [load_scored(tmp_path / "runs" / f"fisheye={word},seed=2") for word in ("off", "on")]
@@ -113,15 +113,19 @@ def test_the_luck_of_seeds_is_part_of_the_interval(make: Any, table: PatchTable,
     assert of(compare_grid([tmp_path / "steady"]), "fisheye: off → on")["roc_auc"].verdict == "better"
 
 
-def test_seeds_are_drawn_so_that_their_variance_is_right() -> None:
-    """The mean of S values has variance s²/S; drawing S of S would give (S - 1)/S of it."""
-    values = np.array([0.1, 0.4, 1.0])
-    weights = _seed_weights(2, 3, 40_000, seed=0)
-    assert weights.shape == (2, 3, 40_000) and np.allclose(weights.sum(axis=1), 1)
-    means = values @ weights[0]
-    assert means.mean() == pytest.approx(values.mean(), abs=0.005)
-    assert means.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.03)
-    assert abs(np.corrcoef(means, values @ weights[1])[0, 1]) < 0.02  # each combination by itself
+def test_seeds_are_drawn_so_that_their_spread_is_right() -> None:
+    """Around the mean of S seeds: Student's t of the pooled spread, and each combination by itself."""
+    rng = np.random.default_rng(0)
+    values = 0.8 + 0.02 * rng.normal(size=(8, 3)) + 0.1 * np.arange(8)[:, None]
+    n = 40_000
+    drawn = _with_seeds(np.broadcast_to(values[..., None], (8, 3, n)), seed=0)
+    spread = np.sqrt(values.var(axis=1, ddof=1).mean())
+    np.testing.assert_allclose(drawn.mean(axis=1), values.mean(axis=1), atol=3e-4)
+    difference = (drawn[1] - drawn[0] - (values[1] - values[0]).mean()) / (spread * np.sqrt(2 / 3))
+    assert difference.var() == pytest.approx(16 / 14, rel=0.03)  # of t with 16 degrees of freedom
+    assert np.quantile(np.abs(difference), 0.95) == pytest.approx(2.12, rel=0.03)
+    assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.02
+    assert _with_seeds(values[:, :1, None], seed=0).tolist() == values[:, :1].tolist()
 
 
 def test_one_seed_draws_folds_and_cases_as_compare_does(make: Any, table: PatchTable, tmp_path: Path) -> None:
