@@ -62,6 +62,10 @@ def _flops(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: 
     if operation is FUSED_BACKWARD:
         # Twice the forward. That a fused kernel computes the scores again is its own affair.
         return 2 * _attention_flops(*args[1:4])
+    if operation is torch.ops.aten.convolution_backward:
+        # torch's own formula forgets that a grouped convolution sees a part of the channels.
+        gradient, _, weight = args[:3]
+        return 2 * gradient.numel() * weight.shape[1:].numel() * sum(args[-1][:2])
     formula: Callable[..., int] | None = flop_registry.get(operation)
     return int(formula(*args, **kwargs, out_val=out)) if formula else 0
 

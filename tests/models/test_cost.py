@@ -219,6 +219,13 @@ def test_bundle_is_what_is_stored(
     assert bundle_bytes([net], 5) == 5 * stored[0] + stored[1]
 
 
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "convnextv2_atto", "efficientvit_l2"])
+def test_grouped_convolutions_take_twice_their_forward_backwards(name: str) -> None:
+    """A full step is three forwards, less the image's own gradient, which nobody asks for."""
+    forward, step = forward_flops(find_backbone(name)), step_flops(network(name, Full()))
+    assert 2.8 * forward < step <= 3 * forward
+
+
 def test_bundle_holds_a_shared_backbone_once() -> None:
     lora, head = network("test_vit", Lora()), network("test_vit", Frozen())
     other = replace(lora, seed=1)  # other random weights: another backbone
