@@ -144,7 +144,7 @@ def prove(
         file_bytes=size,
         largest_difference=difference,
         seconds_of_start=before_it,
-        start=f"{started.kind}, {started.epochs} epochs" if started else "",
+        start=f"{started.kind}, epochs: {started.epochs}" if started else "",
         colour_shift=_colour_shift(member, patches),
         split=tuple(said),
     )

@@ -102,7 +102,7 @@ def load_teacher(
         problem = f"{folder} holds no model of this fold: it may have seen the cases that are left out here"
         raise LeakError(problem, again, other)
     sha256 = sha256_file(model)
-    if sha256 != done["model_sha256"] or TensorFile(model).about.get("identity") != sha256_json(made):
+    if sha256 != identity["teacher_sha256"] or TensorFile(model).about.get("identity") != sha256_json(made):
         raise WeightsError(f"{model} is not the file that {folder / 'done.json'} knows", again)
     network = Network.from_dict(done["network"])
     if pretrained_identity(network, pretrained) != made["pretrained"]:

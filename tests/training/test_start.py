@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from midog.data.pixels import open_pixels
 from midog.errors import LeakError, UsageError, WeightsError
 from midog.files import read_json, write_json
 from midog.models.backbones import build_backbone
-from midog.models.classifier import BACKBONE, Classifier
+from midog.models.classifier import BACKBONE, Classifier, pretrained_state
 from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.predict import predict_logits
@@ -32,22 +33,22 @@ from midog.run import Run, open_run
 from midog.status import START, START_LOG, read_log
 from midog.training.checkpoint import read_header
 from midog.training.identity import differences, fold_identity
-from midog.training.jobs import Tally, fold_command
-from midog.training.launch import _job, gather, train_recipe
+from midog.training.jobs import Job, Tally, fold_command
+from midog.training.launch import gather, train_recipe
 from midog.training.machine import Machine, claim
 from midog.training.member import network_of
 from midog.training.patches import Rows, fold_patches
 from midog.training.prepare import prepare_run
 from midog.training.slots import train_in_slots
 from midog.training.start import HIDDEN, Reconstruction, feature_map, tune_backbone
-from midog.training.teacher import load_teacher
+from midog.training.teacher import load_teacher, teacher_sha256
 
 RECIPE = """
 each:
   pretrained: random
   image: {crop: 64, size: 64}
   augment: light
-  training: {epochs: 4, batch: 8, lr: 1e-3, warmup: 0.5}
+  training: {epochs: 10, batch: 8, lr: 1e-3, warmup: 0.5}
 members:
   pupil:
     backbone: test_vit
@@ -96,8 +97,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, starts: Recipe, table: PatchTa
 
 def begun(recipe: Recipe, table: PatchTable, name: str, folder: Path, images: Any = None, **changes: Any) -> Any:
     """The member's backbone after its start, the head that came with it, and the fold's patches."""
-    from dataclasses import replace
-
     member, source = recipe.members[name], gather(recipe, table)
     member = replace(member, start=replace(member.start, **changes))
     patches = fold_patches(member, 0, source.table, source.assignment, images or source.pixels)
@@ -106,7 +105,8 @@ def begun(recipe: Recipe, table: PatchTable, name: str, folder: Path, images: An
     with claim(Machine(threads=1)) as resources:
 
         def teacher() -> Classifier:
-            identity = fold_identity(member, 0, source.table, source.assignment, source.pixels, None)
+            sha256 = teacher_sha256(member, folder)
+            identity = fold_identity(member, 0, source.table, source.assignment, source.pixels, None, sha256)
             return load_teacher(member, folder, identity, None, resources.device)
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def test_a_fold_killed_in_or_after_its_start_ends_in_the_same_bytes(
     while not (folder / at).exists():
         assert process.poll() is None, process.communicate()[1].decode()[-2000:]
         time.sleep(0.002)
-    time.sleep(random.uniform(0, 0.05))
+    time.sleep(random.uniform(0, 0.03))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "done.json").exists(), "killed too late to prove anything"
@@ -251,7 +251,7 @@ def test_a_pupil_comes_to_answer_as_its_teacher(starts: Recipe, table: PatchTabl
     before = Classifier(network, build_backbone("test_vit", "random", 0))
     after = Classifier(network, backbone)
     after.head.load_state_dict(head)
-    made = read_json(run.path / "conv" / "fold_0" / "done.json")["identity"]
+    made = read_json(run.fold_folder("pupil", 0) / "done.json")["identity"]
     teacher = load_teacher(starts.members["pupil"], folder, made, None, torch.device("cpu"))
     few = Rows(patches.samples.images, patches.samples.rows)[np.arange(24)]
     assert distance(after, teacher, few) < 0.5 * distance(before, teacher, few)
@@ -283,8 +283,6 @@ def test_a_started_fold_model_holds_its_whole_backbone_in_half_precision_where_i
 
 
 def test_started_and_plain_fold_models_take_turns(run: Run) -> None:
-    from midog.models.classifier import pretrained_state
-
     network = Network.from_dict(run.network("plain"))
     base = pretrained_state(network)
     files = [
@@ -353,7 +351,8 @@ def test_slots_let_a_pupil_wait_for_its_teacher(
 ) -> None:
     source = gather(starts, table)
     prepare_run(starts, table, source, tmp_path / "run", None, starts.members, {})
-    jobs = [_job(starts.members[name], 0, "0", tmp_path / "run") for name in ("pupil", "conv")]
+    folders = {name: tmp_path / "run" / name / "fold_0" for name in ("pupil", "conv")}
+    jobs = [Job("pupil", 0, "0", folders["pupil"], 10, folders["conv"]), Job("conv", 0, "0", folders["conv"], 10)]
     said: list[str] = []
     tally = Tally(tmp_path / "run", 2, said.append)
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
