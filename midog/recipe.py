@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 Where = Callable[[tuple[str, ...]], str]
 
 TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
-MEMBER_KEYS = ("backbone", "pretrained", "image", "augment", "tune", "head", "training")
+SECTIONS = ("image", "augment", "start", "tune", "head", "training")
+MEMBER_KEYS = ("backbone", "pretrained", *SECTIONS)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 OFF = "off"
 
@@ -71,6 +72,8 @@ def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
 
     Raises: UsageError listing every problem, each with its full key path.
     """
+    from midog.training.teacher import check_teachers
+
     name, document, base = read_source(source)
     problems = Problems()
     _check_names(problems, "", document, TOP_KEYS)
@@ -90,6 +93,7 @@ def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
     blend = _blend(problems, document.get("blend"), seed)
     if not built:
         problems.add("members", "no member", "name at least one, such as `members: {virchow2: {}}`")
+    check_teachers(problems, built)
     problems.raise_all(f"recipe {name}")
     assert blend is not None
     members = {member: value for member, value in built.items() if value is not None}
@@ -101,7 +105,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     members = {}
     for name, member in recipe.members.items():
         settings = member.settings()
-        members[name] = {**settings, "augment": off_words(settings["augment"])}
+        members[name] = {**off_words(settings), "augment": off_words(settings["augment"])}
     return {"folds": recipe.folds, "seed": recipe.seed, "members": members, "blend": plain(asdict(recipe.blend))}
 
 
@@ -209,7 +213,7 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
     except MidogError as error:
         problems.add_error(where(("backbone",)), error)
         return None
-    if None in sections.values():
+    if None in (value for key, value in sections.items() if key != "start"):
         return None
     member = Member(name=name, backbone=backbone, pretrained=pretrained, seed=seed, **sections)
     try:
@@ -222,19 +226,21 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
 
 
 def _sections(problems: Problems, content: Mapping[str, Any], where: Where) -> dict[str, Any]:
-    """The typed sections of a member (or of `each`); None where one does not fit."""
+    """The typed sections of a member (or of `each`); None where one does not fit, and for a start that is off."""
     from midog.models.heads.linear import HEADS
     from midog.models.preprocess import Image
     from midog.models.tuning import TUNES
     from midog.training.member import Training
+    from midog.training.start import STARTS
 
     def inside(section: str) -> Where:
         return lambda path: where((section, *path))
 
-    words = {key: _section(problems, content, key, where) for key in ("image", "augment", "tune", "head", "training")}
+    words = {key: _section(problems, content, key, where) for key in SECTIONS}
     return {
         "image": check_settings(problems, Image, words["image"], inside("image")),
         "augment": _augment(problems, words["augment"], inside("augment")),
+        "start": check_kind(problems, STARTS, words["start"], inside("start")),
         "tune": check_kind(problems, TUNES, words["tune"], inside("tune")),
         "head": check_kind(problems, HEADS, words["head"], inside("head")),
         "training": check_settings(problems, Training, words["training"], inside("training")),

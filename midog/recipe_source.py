@@ -10,7 +10,7 @@ from typing import Any
 from midog.errors import DataError, UsageError, nearest, unknown
 from midog.yaml import parse_yaml
 
-DEFAULT_KINDS = {"augment": "paper", "tune": "lora", "head": "linear", "blend": "tuned"}
+DEFAULT_KINDS = {"augment": "paper", "start": "off", "tune": "lora", "head": "linear", "blend": "tuned"}
 """Sections of which a bare word names the kind, and the kind they have when none is named."""
 
 

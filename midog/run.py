@@ -3,6 +3,7 @@
 runs/<name>/recipe.yaml  manifest.json  patches.csv
 runs/<name>/<member>/fold_<k>/model.safetensors oof.csv log.jsonl done.json
                               last.safetensors until finished, failed.json where it failed, .lock: who trains it
+                              start.jsonl of a start; start.safetensors, what came of it, until finished
                               job.log: what a process of its own said (several GPUs, a cluster)
 runs/<name>/slurm/            jobs.json: which SLURM job trains which fold; submitit's files and logs
 """

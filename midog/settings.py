@@ -71,15 +71,19 @@ def check_settings(
 
 
 def check_kind(
-    problems: Problems, kinds: Mapping[str, type[Any]], content: Mapping[str, Any], where: Where
+    problems: Problems, kinds: Mapping[str, type[Any] | None], content: Mapping[str, Any], where: Where
 ) -> Any | None:
-    """As `check_settings`, the dataclass chosen by the mapping's `kind`."""
+    """As `check_settings`, the dataclass chosen by the mapping's `kind`; None also for a kind without one: `off`."""
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         guess = nearest(str(kind), kinds)
         problems.add(where(("kind",)), f"no kind {kind}; " + (f"did you mean {guess}?" if guess else _one_of(kinds)))
         return None
-    return check_settings(problems, kinds[kind], content, where)
+    if (settings := kinds[kind]) is None:
+        for key in content.keys() - {"kind"}:
+            problems.add(where((key,)), f"the kind is {kind}", f"name another: {_one_of(kinds)}")
+        return None
+    return check_settings(problems, settings, content, where)
 
 
 def check_keys(

@@ -18,6 +18,11 @@ from midog.files import read_json
 if TYPE_CHECKING:
     from midog.metrics import Interval, Scores
 
+LOG, START_LOG = "log.jsonl", "start.jsonl"
+LAST, START = "last.safetensors", "start.safetensors"
+CHECKPOINTS = (LAST, START)
+"""What a fold folder holds until it is done: of its training, and of the start before it."""
+
 
 @dataclass(frozen=True)
 class FoldStatus:
@@ -97,7 +102,8 @@ def fold_status(
     elif (folder / "failed.json").is_file():
         state, problem = "failed", str(read_json(folder / "failed.json").get("error", ""))
     else:
-        state = "stopped" if (folder / "last.safetensors").is_file() else "waiting"
+        begun = any((folder / name).is_file() for name in CHECKPOINTS)
+        state = "stopped" if begun else "waiting"
         by = str(queued) if queued is not None and queued.state is None else ""
     own = sum(float(line["seconds"]) for line in log) / len(log) if log else pace
     left = 0.0 if state == "done" else None if own is None else (epochs - epoch) * own
@@ -113,15 +119,20 @@ def seconds_left(members: Sequence[MemberStatus]) -> float | None:
     return sum(fold.seconds_left or 0.0 for fold in folds) / at_once
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a fold's log.jsonl, oldest epoch first; empty where there is none."""
-    path = folder / "log.jsonl"
+def read_log(folder: Path, name: str = LOG) -> list[dict[str, Any]]:
+    """Lines of a fold's log.jsonl, oldest epoch first; empty where there is none. `name`: START_LOG for its start's."""
+    path = folder / name
     if not path.is_file():
         return []
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}", f"rm {path}: training does without it") from None
+
+
+def epochs_logged(folder: Path) -> int:
+    """Epochs that a fold has behind it, those of its start included."""
+    return len(read_log(folder)) + len(read_log(folder, START_LOG))
 
 
 def locked(folder: Path) -> bool:

@@ -113,6 +113,28 @@ members:
     assert members["e"].augment.fourier is None and members["e"].augment.kind == "none"
 
 
+def test_a_start_is_off_by_default_and_switched_by_a_word(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+each: {pretrained: random, backbone: test_vit, start: {kind: reconstruct, epochs: 5}}
+members:
+  a: {}
+  b: {start: {lr: 1e-3}}
+  c: {start: off}
+  d: {start: {kind: distil, teacher: c}}
+""",
+    )
+    recipe = load_recipe(path)
+    a, b, c, d = (recipe.members[name].start for name in "abcd")
+    assert (a.kind, a.epochs, b.epochs, b.lr) == ("reconstruct", 5, 5, 1e-3)
+    assert c is None and resolved(recipe)["members"]["c"]["start"] == "off"
+    assert (d.kind, d.teacher) == ("distil", "c") and d.epochs != 5
+    assert resolved(load_recipe(write(tmp_path, yaml_text(resolved(recipe))))) == resolved(recipe)
+    assert load_recipe(path, ["each.start=off"]).members["d"].start is None
+    assert all(member.start is None for member in load_recipe("paper").members.values())
+
+
 def test_from_starts_from_a_shipped_recipe_and_members_can_be_dropped(tmp_path: Path) -> None:
     text = "from: paper\neach: {training: {epochs: 5}}\nmembers: {virchow: off, uni: {training: {lr: 5e-5}}}\n"
     recipe = load_recipe(write(tmp_path, text))
@@ -184,6 +206,26 @@ BAD = [
     ("members: {a/b: {backbone: uni}}", "members.a/b: a member's name becomes a folder"),
     ("members: {uni: {}, UNI: {backbone: uni}}", "members.UNI: differs from uni in capitals alone"),
     (MICRO + "blend: {kind: tunned}", "blend.kind: "),
+    ("members: {uni: {start: reconstuct}}", "members.uni.start.kind: no kind reconstuct; did you mean reconstruct?"),
+    ("members: {uni: {start: {kind: reconstruct, epoch: 1}}}", "members.uni.start.epoch: did you mean epochs?"),
+    ("members: {uni: {start: {kind: reconstruct, teacher: x}}}", "members.uni.start.teacher: unknown key"),
+    ("members: {uni: {start: {epochs: 3}}}", "members.uni.start.epochs: the kind is off"),
+    ("members: {uni: {start: distil}}", "members.uni.start: start.teacher names no member"),
+    (
+        "members: {uni: {start: {kind: distil, teacher: virchw}}, virchow: {}}",
+        "members.uni.start.teacher: no member virchw; did you mean virchow?",
+    ),
+    (
+        "each: {start: {kind: distil, teacher: uni}}\nmembers: {uni: {}, virchow: {}}",
+        "members.uni.start.teacher: uni cannot teach itself",
+    ),
+    (
+        "members:\n"
+        "  uni: {start: {kind: distil, teacher: virchow}}\n"
+        "  virchow: {start: {kind: distil, teacher: virchow2}}\n"
+        "  virchow2: {start: {kind: distil, teacher: uni}}",
+        "members.virchow.start.teacher: learns from itself by way of virchow2, uni",
+    ),
     (MICRO + "blend: {trails: 3}", "blend.trails: did you mean trials?"),
     (MICRO + "folds: scaner", "folds: no such column scaner; did you mean scanner?"),
     (MICRO + "seed: -1", "seed: -1 is not a whole number from 0"),

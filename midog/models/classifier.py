@@ -5,12 +5,12 @@ pretrained state; `inference.Inference` puts the two together again and switches
 
 The pretrained state is one and the same for every member on a backbone, whatever it tunes: parameters rounded to
 float16 (what the bundle stores), buffers as published. Frozen parameters are rounded before training, so nothing moves
-at packing.
+at packing. Where a start changed the backbone first, its fold model's file holds all of it, and needs no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Classifier(nn.Module):
         self.backbone.to(memory_format=self.format)  # type: ignore[call-overload]
         self.pretrained: dict[str, Tensor] = {}
         """Pretrained state of what training may change: rounded parameters (float16 where exact) and buffers."""
+        self.whole = False
+        """True where the backbone is no longer the pretrained one: a fold model's file then holds all of it."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=self.format)
@@ -85,17 +87,23 @@ class Classifier(nn.Module):
         return self
 
 
-def build_classifier(network: Network, weights: Path | None = None) -> Classifier:
+Begin = Callable[[nn.Module], Mapping[str, Tensor] | None]
+"""Changes a pretrained backbone in place before anything is frozen; returns a state for the head, or None."""
+
+
+def build_classifier(network: Network, weights: Path | None = None, begin: Begin | None = None) -> Classifier:
     """A classifier ready for training: pretrained, adapters or prompts injected, the rest frozen and rounded.
 
     Args:
         network: What to build. With `pretrained: random` the same seed gives the same bytes.
         weights: Folder (or file) of pretrained weights; see `weights.find_weights`.
+        begin: What happens to the backbone before it is tuned, such as a start.
 
     Raises: UsageError for settings that do not fit the backbone; WeightsError for missing or foreign weights.
     """
     input_size(network.image, network.backbone)
     backbone = build_backbone(network.backbone, network.pretrained, network.seed, weights)
+    head = begin(backbone) if begin is not None else None
     trained = trained_names(backbone, network.tune)
     pretrained = {}
     with torch.no_grad():
@@ -110,7 +118,10 @@ def build_classifier(network: Network, weights: Path | None = None) -> Classifie
         torch.manual_seed(network.seed)
         apply_tuning(backbone, network.tune, network.backbone)
     classifier = Classifier(network, backbone)
-    classifier.pretrained = pretrained
+    if head is not None:
+        classifier.head.load_state_dict(head)
+    classifier.whole = begin is not None
+    classifier.pretrained = {} if classifier.whole else pretrained
     return classifier.train()
 
 
@@ -127,21 +138,23 @@ def _buffers(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def fold_state(classifier: Classifier) -> dict[str, Tensor]:
-    """All that a fold model adds to the pretrained state: each parameter and buffer that differs from it, on the CPU.
+    """All that a fold model adds to the pretrained state: each parameter and buffer that differs from it, on the CPU;
+    after a start the whole backbone, what was frozen then in float16.
 
     Names are timm's under `backbone.`, the head's under `head.`; adapters are `<module>.lora_A` (rank, in), `.lora_B`
     (out, rank) and, for DoRA, `.magnitude` (out,); prompts are `blocks.N.prompts` (count, width).
     """
     state = {}
-    trained = {name for name, parameter in classifier.backbone.named_parameters() if parameter.requires_grad}
+    parameters = dict(classifier.backbone.named_parameters())
     for wrapped, value in classifier.backbone.state_dict().items():
         name = plain_name(wrapped)
         before = classifier.pretrained.get(name)
-        if before is None and wrapped not in trained:
-            continue  # frozen: still the pretrained bytes
+        frozen = wrapped in parameters and not parameters[wrapped].requires_grad
+        if before is None and frozen and not classifier.whole:
+            continue  # still the pretrained bytes
         after = value.detach().cpu()
         if before is None or not torch.equal(after, before.cpu().to(after.dtype)):
-            state[BACKBONE + name] = _half(after) if is_added(name) else _copy(after)
+            state[BACKBONE + name] = _half(after) if is_added(name) or frozen else _copy(after)
     state.update({HEAD + name: value.detach().cpu().clone() for name, value in classifier.head.state_dict().items()})
     return state
 

@@ -92,12 +92,12 @@ def predict_memory(record: Backbone, batch: int, dtype: torch.dtype) -> int:
     return _counted(_key(_probe(record)), batch, dtype, False, False).peak
 
 
-def bundle_bytes(networks: Sequence[Network], folds: int) -> int:
+def bundle_bytes(networks: Sequence[Network], folds: int, whole: Sequence[Network] = ()) -> int:
     """Bytes of the weights in a bundle of these members with `folds` fold models each, before compression.
 
     A backbone is stored once, in float16 with its buffers as they are, without the tensors that every fold model on it
     brings along. A fold model holds adapters and prompts in float16, its own weights, the buffers of batch norms that
-    it trained, and its head, in float32.
+    it trained, and its head, in float32. Fold models of `whole` hold their backbones too.
     """
     from midog.models.classifier import backbone_key
 
@@ -106,6 +106,9 @@ def bundle_bytes(networks: Sequence[Network], folds: int) -> int:
         stored, left = _stored(_skeleton(network))
         total += folds * stored
         backbones.setdefault(backbone_key(network), {}).update(left)
+    for network in whole:
+        stored, left = _stored(_skeleton(network))
+        total += folds * (stored + sum(left.values()))
     return total + sum(size for left in backbones.values() for size in left.values())
 
 

@@ -28,7 +28,7 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 
 from midog.errors import MidogError, UsageError, unknown
 from midog.files import lock, write_json
-from midog.status import holder, job_name, jobs_file, list_queue, read_log, submitted_jobs
+from midog.status import epochs_logged, holder, job_name, jobs_file, list_queue, submitted_jobs
 from midog.training.jobs import (
     ATTEMPTS,
     Job,
@@ -140,7 +140,7 @@ class FoldJob(Checkpointable):
         self.began, self.epochs, self.pid = 0.0, 0, 0
 
     def __call__(self) -> str:
-        self.began, self.epochs = time.monotonic(), len(read_log(self.job.folder))
+        self.began, self.epochs = time.monotonic(), epochs_logged(self.job.folder)
         process = start(self.job, self.command, self.env, deaf=True)
         self.pid = process.pid
         code = process.wait()
@@ -158,7 +158,7 @@ class FoldJob(Checkpointable):
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
         used = (time.monotonic() - self.began + notice(self.limit)) / 60
-        if self.pid and len(read_log(self.job.folder)) <= self.epochs and used > 0.8 * self.limit:
+        if self.pid and epochs_logged(self.job.folder) <= self.epochs and used > 0.8 * self.limit:
             problem = f"no epoch was finished within the job's time limit of {self.limit} minutes"
             keep_failure(self.job, UsageError(problem, "give it more time=, or fewer patches per epoch"))
             return None

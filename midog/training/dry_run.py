@@ -18,6 +18,7 @@ from midog.status import readable_seconds
 from midog.training.launch import Recipe, choose, gather
 from midog.training.machine import Machine, claim
 from midog.training.proof import Proof, prove
+from midog.training.teacher import teacher_of
 from midog.yaml import yaml_text
 
 PAGES = 16
@@ -49,7 +50,8 @@ class DryRun:
     @property
     def bundle_bytes(self) -> int:
         """Of the weights in the bundle, before compression."""
-        return bundle_bytes([proof.network for proof in self.proofs], len(self.folds))
+        shared = [proof.network for proof in self.proofs if not proof.start]
+        return bundle_bytes(shared, len(self.folds), [proof.network for proof in self.proofs if proof.start])
 
     @property
     def stack_seconds(self) -> float:
@@ -65,7 +67,8 @@ class DryRun:
         lines += ["", f"what it will cost on this device ({self.device}):"]
         for proof in self.proofs:
             needs, takes = f"{proof.memory / 1e9:.1f} GB while training", readable_seconds(proof.seconds_per_fold)
-            lines.append(f"  {proof.member}: {needs}, {takes} a fold")
+            starts = f", of it {readable_seconds(proof.seconds_of_start)} its start ({proof.start})"
+            lines.append(f"  {proof.member}: {needs}, {takes} a fold{starts if proof.start else ''}")
         lines += [
             f"  all members and folds, one after the other: {readable_seconds(self.seconds)}",
             f"  the bundle: {self.bundle_bytes / 1e6:,.1f} MB of weights before compression",
@@ -102,7 +105,15 @@ def dry_run(
     pretrained = Path(pretrained) if pretrained is not None else None
     machine, source = machine or Machine(), gather(recipe, table)
     proofs = tuple(
-        prove(recipe.members[name], source.table, source.assignment, source.pixels, pretrained, machine)
+        prove(
+            recipe.members[name],
+            source.table,
+            source.assignment,
+            source.pixels,
+            pretrained,
+            machine,
+            recipe.members.get(teacher_of(recipe.members[name])),
+        )
         for name in choose("member", members, tuple(recipe.members))
     )
     with claim(machine) as resources:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import MidogError, WeightsError
 from midog.files import sha256_file, sha256_json, write_json
-from midog.models.classifier import Classifier, build_classifier, round_adapters, save_fold
+from midog.models.classifier import Begin, Classifier, build_classifier, round_adapters, save_fold
 from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
 from midog.provenance import provenance
 from midog.run import Oof, write_oof
+from midog.status import CHECKPOINTS, LAST, START_LOG, read_log
 from midog.training import checkpoint
 from midog.training.batches import Images, epoch_batches, steps_per_epoch
 from midog.training.feed import Fed, feed
@@ -36,7 +38,9 @@ from midog.training.patches import FoldPatches, fold_patches
 from midog.training.sampling import draw_epoch
 from midog.training.seeds import generator_of, seed_of
 from midog.training.selection import Best
+from midog.training.start import tune_backbone
 from midog.training.step import set_learning_rate, step
+from midog.training.teacher import load_teacher, require_teacher
 
 
 def train_fold(
@@ -52,8 +56,8 @@ def train_fold(
 ) -> None:
     """Train `member` without fold `k` and leave model.safetensors, oof.csv, log.jsonl and done.json in `folder`.
 
-    Killed at any moment, the same call goes on after the last whole epoch; on CPU with the same threads it ends in the
-    same bytes. Called on a fold that is done, it does nothing.
+    Killed at any moment, the same call goes on after the last whole epoch (of its start or its training); on CPU with
+    the same threads it ends in the same bytes. Called on a fold that is done, it does nothing.
 
     Args:
         table: training patches (no `test` rows); `assignment` and `images` belong to it row by row.
@@ -62,17 +66,20 @@ def train_fold(
         machine: device, precision, threads.
         say: gets a line when something happens that the user should know, such as a batch that had to be split.
 
-    Raises: Busy when another process trains this fold; UsageError when the folder was made by something else;
+    Raises: Busy when another process trains this fold; UsageError when the folder was made by something else, or when
+        the model that it starts from as its teacher is not trained; LeakError when that is of another fold;
         WeightsError when the checkpoint is damaged; MidogError when the loss is no longer finite.
     """
-    identity = fold_identity(member, k, table, assignment, images, pretrained)
+    teacher = require_teacher(member, assignment.names[k], folder)
+    identity = fold_identity(member, k, table, assignment, images, pretrained, teacher)
     with hold(folder), claim(machine or Machine()) as resources:
         check_identity(folder, identity, f"fold {assignment.names[k]} of {member.name}")
         if not (folder / "done.json").is_file():
             sweep(folder)
             patches = fold_patches(member, k, table, assignment, images)
             _train(member, k, patches, folder, identity, pretrained, machine or Machine(), resources, say)
-        (folder / "last.safetensors").unlink(missing_ok=True)
+        for name in CHECKPOINTS:
+            (folder / name).unlink(missing_ok=True)
         (folder / "failed.json").unlink(missing_ok=True)
 
 
@@ -87,13 +94,27 @@ def _train(
     resources: Resources,
     say: Callable[[str], None],
 ) -> None:
-    training, last = member.training, folder / "last.safetensors"
-    classifier, state = start(member, pretrained, resources, k)
+    training, last = member.training, folder / LAST
+    begin: Begin | None = None
+    if member.start is not None:
+        begin = partial(
+            tune_backbone,
+            member=member,
+            k=k,
+            patches=patches,
+            resources=resources,
+            machine=machine,
+            teacher=partial(load_teacher, member, folder, identity, pretrained, resources.device),
+            folder=folder,
+            identity=identity,
+            say=say,
+        )
+    classifier, state = start(member, pretrained, resources, k, begin)
     what = f"{member.name} fold {k}"
     memory = Memory(classifier, machine.part, machine.checkpointing, lambda line: say(f"{what}: {line}"))
     if machine.compile:
         classifier.compile()  # type: ignore[no-untyped-call]
-    epoch, seconds = 0, 0.0
+    epoch, seconds = 0, sum(float(line["seconds"]) for line in read_log(folder, START_LOG))
     if last.is_file():
         header = checkpoint.read_header(last)
         checkpoint.restore(last, state)
@@ -119,10 +140,12 @@ def _train(
     finish(member, k, patches, classifier, folder, identity, resources, seconds, chosen)
 
 
-def start(member: Member, pretrained: Path | None, resources: Resources, k: int) -> tuple[Classifier, checkpoint.State]:
-    """The member's network before its first step, with a fresh optimizer."""
+def start(
+    member: Member, pretrained: Path | None, resources: Resources, k: int, begin: Begin | None = None
+) -> tuple[Classifier, checkpoint.State]:
+    """The member's network before its first step, with a fresh optimizer; `begin` carries out the member's start."""
     torch.manual_seed(seed_of(member.seed, member.name, k, "start"))
-    classifier = build_classifier(network_of(member), pretrained)
+    classifier = build_classifier(network_of(member), pretrained, begin)
     classifier = classifier.to(resources.device)
     training = member.training
     optimizer = build_optimizer(classifier, training.optimizer, training.lr, training.weight_decay)

@@ -13,7 +13,7 @@ from typing import Any
 
 from midog.errors import UsageError
 from midog.files import lock, write_text
-from midog.status import holder, read_log
+from midog.status import LOG, holder, read_log
 
 PATIENCE = 0.5
 """Seconds to wait for a lock: `midog status` holds it for an instant when it looks."""
@@ -56,20 +56,20 @@ def _me() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "job": job}
 
 
-def write_log_line(folder: Path, line: dict[str, Any]) -> None:
-    """Add one epoch to log.jsonl; the file is replaced, so that it never ends in half a line."""
-    _write_log(folder, [*read_log(folder), line])
+def write_log_line(folder: Path, line: dict[str, Any], name: str = LOG) -> None:
+    """Add one epoch to a log; the file is replaced, so that it never ends in half a line."""
+    _write_log(folder, [*read_log(folder, name), line], name)
 
 
-def cut_log(folder: Path, epochs: int) -> None:
+def cut_log(folder: Path, epochs: int, name: str = LOG) -> None:
     """Forget epochs after the checkpoint's: they are trained again."""
-    log = read_log(folder)
+    log = read_log(folder, name)
     if len(log) > epochs:
-        _write_log(folder, log[:epochs])
+        _write_log(folder, log[:epochs], name)
 
 
-def _write_log(folder: Path, lines: list[dict[str, Any]]) -> None:
-    write_text(folder / "log.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+def _write_log(folder: Path, lines: list[dict[str, Any]], name: str) -> None:
+    write_text(folder / name, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
 
 
 def sweep(folder: Path) -> None:

@@ -16,9 +16,11 @@ from midog.files import read_json, sha256_bytes, sha256_file, sha256_json
 from midog.models.backbones import find_backbone
 from midog.models.weights import find_weights
 from midog.settings import flatten, plain
+from midog.status import CHECKPOINTS
 from midog.training.checkpoint import read_header
 
 if TYPE_CHECKING:
+    from midog.models.network import Network
     from midog.training.batches import Images
     from midog.training.member import Member
 
@@ -31,9 +33,16 @@ ON = "on"
 
 
 def fold_identity(
-    member: Member, k: int, table: PatchTable, assignment: Assignment, images: Images, pretrained: Path | None
+    member: Member,
+    k: int,
+    table: PatchTable,
+    assignment: Assignment,
+    images: Images,
+    pretrained: Path | None,
+    teacher: str = "",
 ) -> dict[str, Any]:
-    """Everything that decides a fold model, as plain JSON: settings, seed, folds, data, pixels, weights, targets.
+    """Everything that decides a fold model, as plain JSON: settings, seed, folds, data, pixels, weights, targets, and
+    the sha256 of the fold model that it starts from as its `teacher`.
 
     What belongs to the machine (threads, precision, device) is not among it.
 
@@ -58,12 +67,13 @@ def fold_identity(
             "pixels_sha256": sha256_json([digest for digest, use in zip(hashes, used, strict=True) if use]),
             "pretrained": pretrained_identity(member, pretrained),
             "targets_sha256": targets_identity(member),
+            "teacher_sha256": teacher,
         }
     )
     return content
 
 
-def pretrained_identity(member: Member, pretrained: Path | None) -> str:
+def pretrained_identity(member: Member | Network, pretrained: Path | None) -> str:
     """sha256 of the pretrained weights, or "random" with the seed that draws them."""
     if member.pretrained == "random":
         return f"random {member.seed}"
@@ -91,15 +101,14 @@ def targets_identity(member: Member) -> str:
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:
-    """What made the fold in `folder`, from done.json or the checkpoint; None where nothing was kept yet.
+    """What made the fold in `folder`, from done.json or a checkpoint; None where nothing was kept yet.
 
     Raises: DataError or WeightsError when the file that holds it is damaged.
     """
     if (folder / "done.json").is_file():
         return dict(read_json(folder / "done.json")["identity"])
-    if (folder / "last.safetensors").is_file():
-        return read_header(folder / "last.safetensors").identity
-    return None
+    file = next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
+    return read_header(file).identity if file is not None else None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +39,15 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One fold of one member: `fold` is its name, `k` its position, `folder` where it is made."""
+    """One fold of one member: `fold` is its name, `k` its position, `folder` where it is made, `after` the folder of
+    the fold model that it starts from as its teacher."""
 
     member: str
     k: int
     fold: str
     folder: Path
     epochs: int
+    after: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.member} fold {self.fold}"
@@ -57,6 +59,13 @@ class Job:
     @property
     def log(self) -> Path:
         return self.folder / "job.log"
+
+
+def ready(jobs: Iterable[Job], running: Iterable[Job] = ()) -> list[Job]:
+    """Those of `jobs` whose teacher is neither among them nor among those `running`: done, failed, or not asked for."""
+    jobs = list(jobs)
+    coming = {job.folder for job in (*jobs, *running)}
+    return [job for job in jobs if job.after not in coming]
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,14 @@ from midog.training.jobs import (
     fold_command,
     keep_failure,
     machine_options,
+    ready,
 )
 from midog.training.machine import Machine, claim
 from midog.training.member import Member
 from midog.training.prepare import prepare_run
 from midog.training.preview import contact_sheet, write_contact_sheet
 from midog.training.slots import choose_gpus, gpu_slots, train_in_slots
+from midog.training.teacher import teacher_folder, teachers_first
 
 if TYPE_CHECKING:
     from midog.training.cluster import Slurm
@@ -108,8 +110,8 @@ def train_recipe(
     machine = replace(machine, threads=threads) if threads is not None else machine
     source = gather(recipe, table)
     wanted = [
-        Job(name, k, source.assignment.names[k], fold_folder(run, name, k), recipe.members[name].training.epochs)
-        for name in choose("member", members, tuple(recipe.members))
+        _job(recipe.members[name], k, source.assignment.names[k], run)
+        for name in teachers_first(choose("member", members, tuple(recipe.members)), recipe.members)
         for k in choose_folds(folds, source.assignment)
     ]
     chosen = choose_gpus(gpus) if machine.device == "auto" and not slurm else ()
@@ -126,7 +128,9 @@ def train_recipe(
     if cluster is not None and missing:
         from midog.training.cluster import train_on_cluster
 
-        train_on_cluster(missing, run, cluster, machine_options(machine, pretrained), tally)
+        while able := ready(missing):
+            train_on_cluster(able, run, cluster, machine_options(machine, pretrained), tally)
+            missing = [job for job in missing if job not in able]
     elif len(chosen) > 1 and len(missing) > 1:
         options = machine_options(machine, pretrained)
         train_in_slots(missing, gpu_slots(chosen), lambda job: fold_command(job, run, options), tally)
@@ -134,6 +138,11 @@ def train_recipe(
         _train_here(missing, recipe, source, pretrained, machine, tally)
     tally.close()
     return open_run(run)
+
+
+def _job(member: Member, k: int, fold: str, run: Path) -> Job:
+    folder = fold_folder(run, member.name, k)
+    return Job(member.name, k, fold, folder, member.training.epochs, teacher_folder(member, folder))
 
 
 def _cluster(slurm: str, gpus: Sequence[int] | None) -> Slurm | None:

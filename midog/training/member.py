@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from augment.policies import Augment
 from midog.errors import UsageError, unknown
@@ -15,6 +15,9 @@ from midog.models.tuning import Tune
 from midog.settings import plain
 from midog.training.losses import LOSSES
 from midog.training.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from midog.training.start import Start
 
 SCHEDULES = ("cosine", "constant", "plateau")
 SELECTIONS = ("last", "inner")
@@ -91,7 +94,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a recipe, every default spelled out. `seed` is the recipe's."""
+    """One entry of a recipe, every default spelled out. `seed` is the recipe's; `start` None is off."""
 
     name: str
     backbone: str | dict[str, Any]
@@ -102,6 +105,7 @@ class Member:
     head: Head
     training: Training
     seed: int = 0
+    start: Start | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name and the seed, as plain JSON: what the resolved recipe says of the member."""

@@ -14,6 +14,7 @@ from midog.provenance import provenance
 from midog.run import fold_folder, open_run
 from midog.training.identity import differences, fold_identity, stored_identity
 from midog.training.member import Member
+from midog.training.teacher import teacher_sha256
 from midog.yaml import write_yaml
 
 if TYPE_CHECKING:
@@ -76,10 +77,13 @@ def refuse_changes(members: Sequence[Member], source: Source, run: Path, pretrai
     lines: dict[str, None] = {}
     for member in members:
         for k in range(len(source.assignment.names)):
-            old = stored_identity(fold_folder(run, member.name, k))
+            folder = fold_folder(run, member.name, k)
+            old = stored_identity(folder)
             if old is None:
                 continue
-            new = fold_identity(member, k, source.table, source.assignment, source.pixels, pretrained)
+            # A teacher that is away, perhaps to be trained again, leaves its pupil as it is.
+            teacher = teacher_sha256(member, folder) or str(old.get("teacher_sha256", ""))
+            new = fold_identity(member, k, source.table, source.assignment, source.pixels, pretrained, teacher)
             for line in differences(old, new):
                 lines[f"{member.name}: {line}"] = None
     if lines:

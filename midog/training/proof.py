@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,22 @@ from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import WeightsError
-from midog.models.classifier import Classifier, backbone_state, save_fold
+from midog.models.classifier import Begin, Classifier, backbone_state, build_classifier, save_fold
 from midog.models.cost import training_memory
 from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.predict import predict_logits
+from midog.models.tuning import Full
+from midog.status import START_LOG, read_log
 from midog.training.batches import Images, steps_per_epoch
 from midog.training.fold import start, train_epoch
 from midog.training.identity import fold_identity
 from midog.training.machine import Machine, Resources, claim
-from midog.training.member import Member
+from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.optimise import trained_parameters
 from midog.training.patches import FoldPatches, Rows, fold_patches
+from midog.training.start import tune_backbone
 
 STEPS = 2
 """Steps that are timed, after one that pays for the warm-up."""
@@ -42,8 +46,9 @@ class Proof:
     """What a few steps of a member showed, and what follows from them for all of its training on this device.
 
     Attributes:
-        seconds_per_step: of the timed steps; `seconds_per_fold` is all epochs and the scoring of the left-out patches
-            in every view.
+        seconds_per_step: of the timed steps; `seconds_per_fold` is the start, all epochs and the scoring of the
+            left-out patches in every view.
+        seconds_of_start: all epochs of the start, which `start` names; 0 and empty where it is off.
         seconds_per_view: of one patch in one view.
         memory: bytes at most: measured on a GPU, counted (`models.cost`) on a processor.
         file_bytes: of a fold model.
@@ -64,6 +69,8 @@ class Proof:
     memory: int
     file_bytes: int
     largest_difference: float
+    seconds_of_start: float = 0.0
+    start: str = ""
     colour_shift: tuple[float, ...] = ()
     split: tuple[str, ...] = ()
 
@@ -85,16 +92,19 @@ def prove(
     images: Images,
     pretrained: Path | None,
     machine: Machine,
+    teacher: Member | None = None,
 ) -> Proof:
-    """Train `member` for a few steps without the first fold, then score, save, reload and score again.
+    """Train `member` for a few steps without the first fold, then score, save, reload and score again. A start is
+    carried out for a few steps too; where it has a `teacher`, that answers untrained.
 
     Raises: WeightsError when the reloaded model gives other logits; whatever training itself would raise.
     """
     fold_identity(member, 0, table, assignment, images, pretrained)
     patches = fold_patches(member, 0, table, assignment, images)
-    said: list[str] = []
+    started, said = member.start, list[str]()
     with claim(machine) as resources, tempfile.TemporaryDirectory(prefix="midog-") as scratch:
-        classifier, state = start(member, pretrained, resources, 0)
+        begin = _few_steps(member, patches, resources, machine, pretrained, teacher, Path(scratch), said)
+        classifier, state = start(member, pretrained, resources, 0, begin)
         memory = Memory(classifier, machine.part, machine.checkpointing, said.append)
         train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=1)
         began = time.perf_counter()
@@ -108,13 +118,16 @@ def prove(
         per_view = (time.perf_counter() - began) / (len(few) * len(VIEW_NAMES))
         before = predict_logits(classifier, few, VIEW_NAMES, resources.device, precision="float32")
         file = save_fold(classifier, Path(scratch) / "model.safetensors")
-        reloaded = Inference(classifier.network, backbone_state(classifier), resources.device).switch(file)
+        base = None if classifier.whole else backbone_state(classifier)
+        reloaded = Inference(classifier.network, base, resources.device).switch(file)
         after = predict_logits(reloaded, few, VIEW_NAMES, resources.device, precision="float32")
-        size = file.stat().st_size
+        size, start_log = file.stat().st_size, read_log(Path(scratch), START_LOG)
     difference = float(np.abs(before - after).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(before).max())):
         raise WeightsError(f"{member.name}: the saved model gives other logits when reloaded (by {difference:.2g})")
-    per_epoch = per_step * steps_per_epoch(len(patches.labels), member.training.batch)
+    steps = steps_per_epoch(len(patches.labels), member.training.batch)
+    per_epoch = per_step * steps
+    before_it = sum(line["seconds"] / line["steps"] for line in start_log) * steps * (started.epochs if started else 0)
     scoring = per_view * len(VIEW_NAMES) * len(patches.left_out)
     return Proof(
         member=member.name,
@@ -125,13 +138,49 @@ def prove(
         loss=line["loss"],
         seconds_per_step=per_step,
         seconds_per_epoch=per_epoch,
-        seconds_per_fold=per_epoch * member.training.epochs + scoring,
+        seconds_per_fold=before_it + per_epoch * member.training.epochs + scoring,
         seconds_per_view=per_view,
         memory=needed,
         file_bytes=size,
         largest_difference=difference,
+        seconds_of_start=before_it,
+        start=f"{started.kind}, epochs: {started.epochs}" if started else "",
         colour_shift=_colour_shift(member, patches),
         split=tuple(said),
+    )
+
+
+def _few_steps(
+    member: Member,
+    patches: FoldPatches,
+    resources: Resources,
+    machine: Machine,
+    pretrained: Path | None,
+    teacher: Member | None,
+    folder: Path,
+    said: list[str],
+) -> Begin | None:
+    """The member's start, cut down to one epoch of a few steps."""
+    if member.start is None:
+        return None
+    few = replace(member, start=replace(member.start, epochs=1))
+
+    def untrained() -> Classifier:
+        assert teacher is not None
+        return build_classifier(network_of(teacher), pretrained).requires_grad_(False).eval().to(resources.device)
+
+    return partial(
+        tune_backbone,
+        member=few,
+        k=0,
+        patches=patches,
+        resources=resources,
+        machine=machine,
+        teacher=untrained,
+        folder=folder,
+        identity={},
+        say=said.append,
+        steps=STEPS,
     )
 
 
@@ -139,7 +188,10 @@ def _memory(classifier: Classifier, member: Member, memory: Memory, resources: R
     if resources.device.type == "cuda":
         return torch.cuda.max_memory_allocated(resources.device)
     at_once = min(memory.part or member.training.batch, member.training.batch)
-    return training_memory(classifier.network, at_once, resources.dtype, memory.checkpointing)
+    networks = [classifier.network]
+    if member.start is not None:
+        networks.append(replace(classifier.network, tune=Full()))  # a start moves every weight
+    return max(training_memory(network, at_once, resources.dtype, memory.checkpointing) for network in networks)
 
 
 def _colour_shift(member: Member, patches: FoldPatches) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from midog.errors import UsageError
-from midog.training.jobs import ATTEMPTS, Job, Tally, epochs_bar, explain, give_up, settle, start
+from midog.training.jobs import ATTEMPTS, Job, Tally, epochs_bar, explain, give_up, ready, settle, start
 
 POLL = 0.2
 """Seconds between two looks at the processes."""
@@ -48,7 +48,8 @@ def train_in_slots(
     command: Callable[[Job], Sequence[str]],
     tally: Tally,
 ) -> None:
-    """Run jobs as processes, as many at once as there are slots; the next starts when a slot is free.
+    """Run jobs as processes, as many at once as there are slots; the next starts when a slot is free. One whose teacher
+    is among `jobs` waits until that has ended.
 
     A process that dies without a result is started again, up to ATTEMPTS times: it goes on after its last whole epoch.
     When this process is interrupted or terminated, it ends its children first.
@@ -61,8 +62,9 @@ def train_in_slots(
     running: dict[Job, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}
     with _ending(running), epochs_bar(jobs) as show:
         while waiting or running:
-            while waiting and free:
-                job, slot = waiting.popleft(), free.pop(0)
+            while free and (able := ready(waiting, running)):
+                job, slot = able[0], free.pop(0)
+                waiting.remove(job)
                 attempts[job] += 1
                 running[job] = start(job, command(job), slot), slot
             time.sleep(POLL)

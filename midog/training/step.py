@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from midog.models.classifier import Classifier
@@ -14,6 +16,9 @@ from midog.training.member import Training
 from midog.training.memory import Memory
 from midog.training.optimise import learning_rate, trained_parameters
 from midog.training.selection import plateau_factor
+
+Objective = Callable[[Fed], torch.Tensor]
+"""The mean loss of a part of a batch."""
 
 
 def set_learning_rate(state: checkpoint.State, training: Training, step: int, per_epoch: int) -> float:
@@ -34,17 +39,21 @@ def step(
     state: checkpoint.State,
     resources: Resources,
     memory: Memory,
+    objective: Objective | None = None,
 ) -> torch.Tensor:
     """One optimizer step on a batch; its mean loss, a tensor: nothing waits for the device.
 
+    `objective` stands in for the loss between logits and targets.
+
     Raises: MidogError when memory does not hold a single patch.
     """
-    while (total := gradients(training, batch, classifier, state, resources, memory)) is None:
+    objective = objective or (lambda part: supervised(training, part, classifier, resources))
+    while (total := gradients(batch, objective, state, resources, memory)) is None:
         state.optimizer.zero_grad(set_to_none=True)
         memory.shrink(len(batch))
     if training.clip:
         state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(trained_parameters(classifier).values(), training.clip)
+        torch.nn.utils.clip_grad_norm_(trained_parameters(state.module).values(), training.clip)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -53,24 +62,24 @@ def step(
     return total
 
 
+def supervised(training: Training, part: Fed, classifier: Classifier, resources: Resources) -> torch.Tensor:
+    """The member's own loss between logits and targets."""
+    x = classifier.prepare(part.images)
+    with autocast(resources.device, resources.dtype):
+        logits = classifier(x)
+    return loss(training.loss, logits, part.targets, part.weights, training.gamma)
+
+
 def gradients(
-    training: Training,
-    batch: Fed,
-    classifier: Classifier,
-    state: checkpoint.State,
-    resources: Resources,
-    memory: Memory,
+    batch: Fed, objective: Objective, state: checkpoint.State, resources: Resources, memory: Memory
 ) -> torch.Tensor | None:
     """Add the gradients of a batch's mean loss, part by part; the loss, or None when the device is out of memory."""
     total = torch.zeros((), device=resources.device)
     try:
         for rows in memory.parts(len(batch)):
             part = batch.part(rows)
-            x = classifier.prepare(part.images)
-            with autocast(resources.device, resources.dtype):
-                logits = classifier(x)
             # The parts' means add up to the batch's mean.
-            value = loss(training.loss, logits, part.targets, part.weights, training.gamma) * (len(part) / len(batch))
+            value = objective(part) * (len(part) / len(batch))
             state.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             total += value.detach()
     except torch.OutOfMemoryError:

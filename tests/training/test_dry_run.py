@@ -26,6 +26,13 @@ members:
   full: {backbone: test_efficientnet, tune: full}
 blend: {kind: equal, views: rot4}
 """
+STARTED = MIXED.replace(
+    "blend:",
+    """\
+  begun: {backbone: test_vit, tune: {kind: lora, rank: 4}, start: {kind: reconstruct, epochs: 1}}
+  taught: {backbone: test_efficientnet, tune: head, start: {kind: distil, teacher: lora, epochs: 3, features: 1}}
+blend:""",
+)
 
 
 def test_each_member_is_proved_and_nothing_kept(table: PatchTable) -> None:
@@ -52,8 +59,22 @@ def test_costs_add_up(table: PatchTable, tmp_path: Path) -> None:
     assert json.loads(json.dumps(result.to_dict()))["bundle_bytes"] == result.bundle_bytes
 
 
+def test_a_start_is_proved_and_counted(table: PatchTable, tmp_path: Path) -> None:
+    (tmp_path / "mixed.yaml").write_text(STARTED)
+    result = dry_run(load_recipe(tmp_path / "mixed.yaml"), table, members=["lora", "begun", "taught"])
+    plain, *started = result.proofs
+    assert plain.start == "" and plain.seconds_of_start == 0
+    assert [proof.start for proof in started] == ["reconstruct, epochs: 1", "distil, epochs: 3"]
+    for proof in started:
+        scoring = proof.seconds_per_view * 9 * 24
+        assert proof.seconds_per_fold == pytest.approx(proof.seconds_of_start + proof.seconds_per_epoch + scoring)
+        assert proof.seconds_of_start > 0 and proof.largest_difference < 1e-5
+        assert f"its start ({proof.start})" in result.text()
+    assert started[0].memory > plain.memory and started[0].file_bytes > plain.file_bytes
+
+
 def test_the_bundle_has_the_size_that_was_foretold(table: PatchTable, tmp_path: Path) -> None:
-    (tmp_path / "mixed.yaml").write_text(MIXED)
+    (tmp_path / "mixed.yaml").write_text(STARTED)
     recipe = load_recipe(tmp_path / "mixed.yaml")
     foretold = dry_run(recipe, table).bundle_bytes
     train_recipe(recipe, table, tmp_path / "run", threads=1)
