@@ -65,7 +65,7 @@ def _flops(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: 
     if operation is torch.ops.aten.convolution_backward:
         # torch's own formula forgets that a grouped convolution sees a part of the channels.
         gradient, _, weight = args[:3]
-        return 2 * gradient.numel() * weight.shape[1:].numel() * sum(args[-1][:2])
+        return int(2 * gradient.numel() * weight.shape[1:].numel() * sum(args[-1][:2]))
     formula: Callable[..., int] | None = flop_registry.get(operation)
     return int(formula(*args, **kwargs, out_val=out)) if formula else 0
 
