@@ -120,10 +120,22 @@ class Tally:
         again = "then repeat the command: only these are trained again"
         error: MidogError = kind(
             f"{len(self.failures)} of {self.wanted} folds failed; what was done is kept in {self.run}",
-            f"{fixes.pop()}; {again}" if len(fixes) == 1 else f"mend what is named above, {again}",
-            [f"{job}: {failure.problem}" for job, failure in self.failures.items()],
+            f"{min(fixes)}; {again}" if len(fixes) == 1 else f"mend what is named above, {again}",
+            self._told(len(fixes) > 1),
         )
         return error
+
+    def _told(self, with_fixes: bool) -> list[str]:
+        """A line for each reason with the folds that it stopped, and its fix where reasons have different ones."""
+        folds: dict[Failure, list[str]] = {}
+        for job, failure in self.failures.items():
+            folds.setdefault(failure, []).append(str(job))
+        lines = []
+        for failure, names in folds.items():
+            lines.append(f"{', '.join(names)}: {failure.problem}")
+            if with_fixes and failure.fix:
+                lines.append(f"  fix: {failure.fix}")
+        return lines
 
 
 def keep_failure(job: Job, error: Exception) -> Failure:

@@ -29,7 +29,7 @@ from midog.training.jobs import (
     ready,
 )
 from midog.training.machine import Machine, claim
-from midog.training.member import Member
+from midog.training.member import Member, check_tuning
 from midog.training.prepare import prepare_run
 from midog.training.preview import contact_sheet, write_contact_sheet
 from midog.training.slots import choose_gpus, gpu_slots, train_in_slots
@@ -114,6 +114,7 @@ def train_recipe(
         for name in teachers_first(choose("member", members, tuple(recipe.members)), recipe.members)
         for k in choose_folds(folds, source.assignment)
     ]
+    check_tuning(recipe.members[name] for name in dict.fromkeys(job.member for job in wanted))
     chosen = choose_gpus(gpus) if machine.device == "auto" and not slurm else ()
     if len(chosen) == 1 and gpus is not None:
         machine = replace(machine, device=f"cuda:{chosen[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,3 +118,26 @@ def network_of(member: Member) -> Network:
     """The network that the member trains. Raises: UsageError for an unknown backbone."""
     record = find_backbone(member.backbone)
     return Network(record, member.pretrained, member.image, member.tune, member.head, member.seed)
+
+
+def check_tuning(members: Iterable[Member]) -> None:
+    """Build each member's network without contents and tune it: what does not fit shows in a second, not after hours.
+
+    Raises: UsageError naming every member whose tuning does not fit its backbone.
+    """
+    import torch
+
+    from midog.models.backbones import empty_backbone
+    from midog.models.tuning import apply_tuning
+
+    problems: dict[str, str] = {}
+    for member in members:
+        network = network_of(member)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                apply_tuning(empty_backbone(network.backbone), network.tune, network.backbone)
+        except UsageError as error:
+            problems[f"members.{member.name}.tune: {error.problem}"] = error.fix
+    if problems:
+        fix = next((fix for fix in problems.values() if fix), "midog recipes show paper")
+        raise UsageError("tuning that does not fit its backbone; nothing was trained", fix, list(problems))

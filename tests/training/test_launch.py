@@ -158,3 +158,21 @@ def test_the_preview_shows_patches_and_their_augmentations(tmp_path: Path, quick
     assert not np.array_equal(pixels[:128, 132:260], pixels[:128, 264:392])
     with pytest.raises(UsageError, match="did you mean micro"):
         preview_augmentation(quick, table, tmp_path / "sheet.png", "mikro")
+
+
+def test_tuning_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path, table: PatchTable) -> None:
+    recipe = load_recipe("smoke", ["members.vit.tune.targets=attn.qvk", "members.convnext.tune={kind: lora, rank: 99}"])
+    with pytest.raises(UsageError, match="nothing was trained") as caught:
+        train_recipe(recipe, table, tmp_path / "run")
+    assert [line.split(":")[0] for line in caught.value.details] == ["members.vit.tune", "members.convnext.tune"]
+    assert "did you mean attn.qkv" in caught.value.fix
+    assert not (tmp_path / "run").exists()
+
+
+def test_failures_are_told_by_reason_each_with_its_fix(tmp_path: Path, table: PatchTable) -> None:
+    recipe = load_recipe("smoke", ["each.pretrained=record"])
+    with pytest.raises(WeightsError) as caught:
+        train_recipe(recipe, table, tmp_path / "run", pretrained=tmp_path)
+    first, fix, *_ = caught.value.details
+    assert first.startswith("vit fold 0, vit fold 1: pretrained weights of test_vit")
+    assert fix.strip().startswith("fix: midog models pull test_vit")
