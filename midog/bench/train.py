@@ -11,7 +11,6 @@ what checkpointing computes twice is counted once) over the rate of a large matr
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from midog.recipe import load_recipe
 from midog.training.batches import Augmentation
 from midog.training.fold import start, train_epoch
 from midog.training.launch import gather
-from midog.training.machine import Machine, Resources, claim
+from midog.training.machine import Machine, Resources, claim, forget_peak, peak_memory
 from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.patches import FoldPatches, fold_patches
@@ -132,18 +131,10 @@ def _epoch(member: Member, fold: FoldPatches, resources: Resources, machine: Mac
     if machine.compile:
         classifier.compile()  # type: ignore[no-untyped-call]
     train_epoch(member, 0, 0, fold, classifier, state, resources, memory, steps=WARM)
-    if resources.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(resources.device)
+    forget_peak(resources.device)
     line = train_epoch(member, 0, 1, fold, classifier, state, resources, memory)
     at_once = min(memory.part or member.training.batch, member.training.batch)
-    return Epoch(line["seconds"], line["waiting"], at_once, memory.checkpointing, _peak(resources.device))
-
-
-def _peak(device: torch.device) -> float:
-    """Megabytes at most: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return Epoch(line["seconds"], line["waiting"], at_once, memory.checkpointing, peak_memory(resources.device) / 1e6)
 
 
 def _plain_rate(member: Member, fold: FoldPatches, table: PatchTable, resources: Resources) -> float:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from augment.fourier import colour_shift
 from augment.policies import Policy
@@ -18,16 +17,14 @@ from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import WeightsError
 from midog.models.classifier import Begin, Classifier, backbone_state, build_classifier, save_fold
-from midog.models.cost import training_memory
 from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.predict import predict_logits
-from midog.models.tuning import Full
 from midog.status import START_LOG, read_log
 from midog.training.batches import Images, steps_per_epoch
 from midog.training.fold import start, train_epoch
 from midog.training.identity import fold_identity
-from midog.training.machine import Machine, Resources, claim
+from midog.training.machine import Machine, Resources, claim, forget_peak, peak_memory
 from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.optimise import trained_parameters
@@ -50,7 +47,7 @@ class Proof:
             left-out patches in every view.
         seconds_of_start: all epochs of the start, which `start` names; 0 and empty where it is off.
         seconds_per_view: of one patch in one view.
-        memory: bytes at most: measured on a GPU, counted (`models.cost`) on a processor.
+        memory: bytes at most while training: of tensors on a GPU, of the whole process on a processor.
         file_bytes: of a fold model.
         colour_shift: how far Fourier Domain Adaptation moves the mean of each channel, in grey levels, on average over
             patches and targets; empty where it is off or keeps the mean (`include_dc: false`).
@@ -103,6 +100,7 @@ def prove(
     patches = fold_patches(member, 0, table, assignment, images)
     started, said = member.start, list[str]()
     with claim(machine) as resources, tempfile.TemporaryDirectory(prefix="midog-") as scratch:
+        forget_peak(resources.device)
         begin = _few_steps(member, patches, resources, machine, pretrained, teacher, Path(scratch), said)
         classifier, state = start(member, pretrained, resources, 0, begin)
         memory = Memory(classifier, machine.part, machine.checkpointing, said.append)
@@ -110,7 +108,7 @@ def prove(
         began = time.perf_counter()
         line = train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=STEPS)
         per_step = (time.perf_counter() - began) / line["steps"]
-        needed = _memory(classifier, member, memory, resources)
+        needed = peak_memory(resources.device)
         few = Rows(images, patches.left_out.rows[:SCORED])
         predict_logits(classifier, few, VIEW_NAMES[:1], resources.device)
         began = time.perf_counter()
@@ -182,16 +180,6 @@ def _few_steps(
         say=said.append,
         steps=STEPS,
     )
-
-
-def _memory(classifier: Classifier, member: Member, memory: Memory, resources: Resources) -> int:
-    if resources.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(resources.device)
-    at_once = min(memory.part or member.training.batch, member.training.batch)
-    networks = [classifier.network]
-    if member.start is not None:
-        networks.append(replace(classifier.network, tune=Full()))  # a start moves every weight
-    return max(training_memory(network, at_once, resources.dtype, memory.checkpointing) for network in networks)
 
 
 def _colour_shift(member: Member, patches: FoldPatches) -> tuple[float, ...]:

@@ -70,7 +70,7 @@ def test_a_start_is_proved_and_counted(table: PatchTable, tmp_path: Path) -> Non
         assert proof.seconds_per_fold == pytest.approx(proof.seconds_of_start + proof.seconds_per_epoch + scoring)
         assert proof.seconds_of_start > 0 and proof.largest_difference < 1e-5
         assert f"its start ({proof.start})" in result.text()
-    assert started[0].memory > plain.memory and started[0].file_bytes > plain.file_bytes
+    assert started[0].file_bytes > plain.file_bytes
 
 
 def test_the_bundle_has_the_size_that_was_foretold(table: PatchTable, tmp_path: Path) -> None:
