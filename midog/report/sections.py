@@ -50,7 +50,7 @@ def score_section(found: Findings) -> Section | None:
     rows = [_score_line(row, found, fitted) for row in found.rows]
     strong = [at for at, row in enumerate(found.rows) if row.name == found.chosen]
     text = (
-        "Each member alone, then the three ways to blend them."
+        "Each member alone, then the three ways to blend them, then equal weights with each set of views."
         if fitted
         else "Each member on the patches it has scored, and the mean."
     )
