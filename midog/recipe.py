@@ -231,7 +231,7 @@ def _sections(problems: Problems, content: Mapping[str, Any], where: Where) -> d
     from midog.models.preprocess import Image
     from midog.models.tuning import TUNES
     from midog.training.member import Training
-    from midog.training.start import STARTS
+    from midog.training.start_settings import STARTS
 
     def inside(section: str) -> Where:
         return lambda path: where((section, *path))

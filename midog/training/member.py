@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from augment.policies import Augment
 from midog.errors import UsageError, unknown
@@ -16,9 +16,7 @@ from midog.models.tuning import Tune
 from midog.settings import plain
 from midog.training.losses import LOSSES
 from midog.training.sampling import SAMPLERS
-
-if TYPE_CHECKING:
-    from midog.training.start import Start
+from midog.training.start_settings import Start
 
 SCHEDULES = ("cosine", "constant", "plateau")
 SELECTIONS = ("last", "inner")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from midog.errors import MidogError, UsageError
+from midog.errors import MidogError
 from midog.models.classifier import Classifier
 from midog.models.heads.linear import feature_width, pool_features
 from midog.models.predict import autocast
@@ -37,6 +37,7 @@ from midog.training.memory import Memory
 from midog.training.optimise import build_optimizer
 from midog.training.patches import FoldPatches
 from midog.training.seeds import generator_of, seed_of
+from midog.training.start_settings import Distil
 from midog.training.step import set_learning_rate, step
 
 GRID, HIDDEN = 8, 32
@@ -48,64 +49,6 @@ FLAT = 0.1
 """Added to a patch's standard deviation, so that an empty one is not blown up to noise (our choice)."""
 SOFTNESS = 2.0
 """Temperature of distillation: a teacher is sure of the patches that it was trained on (our choice)."""
-
-
-@dataclass(frozen=True)
-class Reconstruct:
-    """Masked patches are filled in again, from the last feature map through one linear layer that is thrown away.
-
-    Attributes:
-        epochs: length of the start, over every training patch of the fold once each, whatever its label.
-        lr: peak learning rate, after a tenth of the epochs; cosine to 0.
-
-    Source: after SimMIM (Xie et al. 2022): hidden pixels get the mean colour, L1 on what was hidden; the values, the
-    normalisation by patch and the weight of the centre are our choice.
-    """
-
-    kind: Literal["reconstruct"] = "reconstruct"
-    epochs: int = 20
-    lr: float = 2e-4
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-@dataclass(frozen=True)
-class Distil:
-    """The member's model learns the logit that another member's model of the same fold gives to the same view.
-
-    Attributes:
-        teacher: member of the recipe.
-        epochs, lr: as for `Reconstruct`.
-        features: weight of the cosine distance to the teacher's pooled features, through a linear layer that is thrown
-            away; 0 leaves it out.
-
-    Source: Hinton et al. 2015 for the logit, both on one view as in Beyer et al. 2022; the values are our choice.
-    """
-
-    kind: Literal["distil"] = "distil"
-    teacher: str = ""
-    epochs: int = 20
-    lr: float = 2e-4
-    features: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if not self.teacher:
-            raise UsageError("start.teacher names no member", "start: {kind: distil, teacher: MEMBER}")
-        if not 0 <= self.features < float("inf"):
-            raise UsageError(f"start.features is {self.features}", "a number from 0")
-
-
-Start = Reconstruct | Distil
-STARTS: dict[str, type[Any] | None] = {"off": None, "reconstruct": Reconstruct, "distil": Distil}
-
-
-def _check(settings: Start) -> None:
-    if settings.epochs < 1:
-        raise UsageError(f"start.epochs is {settings.epochs}", "at least 1; start: off goes without")
-    if not 0 < settings.lr < float("inf"):
-        raise UsageError(f"start.lr is {settings.lr}", "a number above 0, such as 2e-4")
 
 
 class Reconstruction(nn.Module):

@@ -15,7 +15,7 @@ from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.weights import TensorFile
 from midog.training.identity import pretrained_identity
-from midog.training.start import Distil
+from midog.training.start_settings import Distil
 
 if TYPE_CHECKING:
     from midog.settings import Problems
