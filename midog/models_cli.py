@@ -18,7 +18,8 @@ models_app = typer.Typer(
 MICRO = "test_"
 """Prefix of the micro-models of the tests."""
 LEGEND = (
-    "M: million parameters. px: side of the input. GFLOP: one patch forward, a multiply-add being two. MB: the backbone in a bundle (float16).\n"
+    "M: million parameters. px: side of the input. GFLOP: one patch forward, a multiply-add being two.\n"
+    "MB: the backbone in a bundle (float16).\n"
     "LoRA GB: memory of a training step of 32 patches in bfloat16. gated: ask for access on the model's page first.\n"
     "next: midog models pull NAME DIR"
 )
