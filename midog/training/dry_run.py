@@ -60,6 +60,7 @@ class DryRun:
         return self.start_up + self.bundle_bytes / READING + forward
 
     def text(self) -> str:
+        """The recipe, what differs, what was proved and what it will cost, for a person."""
         lines = [yaml_text(self.recipe), "difference from the shipped recipe:"]
         lines += [f"  {line}" for line in self.difference] or ["  none"]
         lines += ["", f"folds: {len(self.folds)} ({', '.join(self.folds)})", ""]

@@ -72,6 +72,7 @@ class Proof:
     split: tuple[str, ...] = ()
 
     def text(self) -> str:
+        """What was proved, for a person: one line, and one more for each time that the batch had to be split."""
         share = f"{self.trained:,} of {self.parameters:,} parameters trained"
         pace = f"{self.seconds_per_step:.2f} s a step, about {self.seconds_per_epoch:.0f} s an epoch"
         lines = [

@@ -68,6 +68,7 @@ class Reconstruction(nn.Module):
         self.weight = torch.exp(-(along[:, None] + along[None, :]) / (2 * FOCUS**2)).to(resources.device)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(n, 128, 128, 3) uint8 RGB to a scalar: the weighted mean absolute error on hidden pixels, 0 or more."""
         x = self.pupil.prepare(images)
         # On the processor, so that every device hides the same blocks.
         rank = torch.rand(len(x), GRID * GRID).argsort(dim=1).argsort(dim=1)
@@ -106,6 +107,7 @@ class Distillation(nn.Module):
         self.projection = nn.Linear(own, given) if features else None
 
     def forward(self, images: Tensor) -> Tensor:
+        """(n, 128, 128, 3) uint8 RGB to a scalar: the divergence from the teacher's answers, 0 where both agree."""
         with torch.no_grad():
             known, answer = self._look(self.teacher[0], images)
         features, logits = self._look(self.pupil, images)
