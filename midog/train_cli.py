@@ -46,7 +46,7 @@ def train(
     ] = False,
     pretrained: Pretrained = None,
     gpus: Annotated[
-        str | None, typer.Option(help="GPUs to use, as 0,1; default: every visible one, a fold on each.")
+        str | None, typer.Option(help="GPUs to use, as 0,1; default: all, a fold on each; 0,0,0 puts three on one.")
     ] = None,
     slurm: Annotated[
         str, typer.Option(help="Submit to a SLURM cluster: partition=gpu,time=8:00:00 and more, see above.")

@@ -64,7 +64,7 @@ def _write_member(folder: Path, name: str, network: Network, folds: int) -> tupl
     """Fold models as training leaves them, everything trained being moved; the backbone's file where one is needed."""
     import torch
 
-    from midog.models.classifier import BACKBONE, backbone_state, build_classifier, round_adapters, save_fold
+    from midog.models.classifier import BACKBONE, backbone_state, build_classifier, round_trained, save_fold
     from midog.models.weights import TensorFile, write_tensors
 
     files = {}
@@ -77,7 +77,7 @@ def _write_member(folder: Path, name: str, network: Network, folds: int) -> tupl
                     tensor.normal_(std=0.01, generator=generator)
                 elif key in classifier.pretrained:
                     tensor.add_(0.01 if tensor.is_floating_point() else 1)
-        round_adapters(classifier)
+        round_trained(classifier)
         files[str(k)] = f"members/{name}/fold_{k}.safetensors"
         save_fold(classifier, folder / files[str(k)])
     held = TensorFile(folder / files["0"]).names

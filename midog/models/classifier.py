@@ -44,7 +44,7 @@ __all__ = [
     "build_classifier",
     "fold_state",
     "pretrained_state",
-    "round_adapters",
+    "round_trained",
     "save_fold",
 ]
 
@@ -139,7 +139,7 @@ def _buffers(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def fold_state(classifier: Classifier) -> dict[str, Tensor]:
     """All that a fold model adds to the pretrained state: each parameter and buffer that differs from it, on the CPU;
-    after a start the whole backbone, what was frozen then in float16.
+    after a start the whole backbone. Parameters are float16 where that holds the same numbers (`round_trained`).
 
     Names are timm's under `backbone.`, the head's under `head.`; adapters are `<module>.lora_A` (rank, in), `.lora_B`
     (out, rank) and, for DoRA, `.magnitude` (out,); prompts are `blocks.N.prompts` (count, width).
@@ -154,20 +154,20 @@ def fold_state(classifier: Classifier) -> dict[str, Tensor]:
             continue  # still the pretrained bytes
         after = value.detach().cpu()
         if before is None or not torch.equal(after, before.cpu().to(after.dtype)):
-            state[BACKBONE + name] = _half(after) if is_added(name) or frozen else _copy(after)
-    state.update({HEAD + name: value.detach().cpu().clone() for name, value in classifier.head.state_dict().items()})
+            state[BACKBONE + name] = _half(after) if wrapped in parameters else _copy(after)
+    state.update({HEAD + name: _half(value.detach().cpu()) for name, value in classifier.head.state_dict().items()})
     return state
 
 
-def round_adapters(classifier: Classifier) -> None:
-    """Round trained adapters and prompts to float16, in place.
+def round_trained(classifier: Classifier) -> None:
+    """Round what was trained to float16, in place.
 
     A fold model is rounded when its training is over and before it is scored, so that it scores as it is stored: half
-    the bytes in a bundle that holds each adapter and each backbone in the same precision. Our choice.
+    the bytes in a bundle that holds fold models and backbones in the same precision. Our choice.
     """
     with torch.no_grad():
-        for name, parameter in classifier.backbone.named_parameters():
-            if is_added(plain_name(name)):
+        for parameter in classifier.parameters():
+            if parameter.requires_grad:
                 parameter.copy_(round_parameter(parameter))
 
 

@@ -96,8 +96,8 @@ def bundle_bytes(networks: Sequence[Network], folds: int, whole: Sequence[Networ
     """Bytes of the weights in a bundle of these members with `folds` fold models each, before compression.
 
     A backbone is stored once, in float16 with its buffers as they are, without the tensors that every fold model on it
-    brings along. A fold model holds adapters and prompts in float16, its own weights, the buffers of batch norms that
-    it trained, and its head, in float32. Fold models of `whole` hold their backbones too.
+    brings along. A fold model holds what was trained and its head in float16, and the buffers of batch norms that it
+    trained as they are. Fold models of `whole` hold their backbones too.
     """
     from midog.models.classifier import backbone_key
 
@@ -124,15 +124,13 @@ def _stored(classifier: Classifier) -> tuple[int, dict[str, int]]:
     for module_name, module in backbone.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             trained |= {f"{module_name}.{name}" for name, _ in module.named_buffers()}
-    stored, left = sum(tensor.nbytes for tensor in classifier.head.state_dict().values()), {}
+    stored, left = sum(2 * tensor.numel() for tensor in classifier.head.state_dict().values()), {}
     for wrapped, tensor in backbone.state_dict().items():
-        half = 2 * tensor.numel()
-        if is_added(plain_name(wrapped)):
-            stored += half
-        elif wrapped in trained:
-            stored += tensor.nbytes
+        size = 2 * tensor.numel() if wrapped in parameters else tensor.nbytes
+        if wrapped in trained or is_added(plain_name(wrapped)):
+            stored += size
         else:
-            left[plain_name(wrapped)] = half if wrapped in parameters else tensor.nbytes
+            left[plain_name(wrapped)] = size
     return stored, left
 
 

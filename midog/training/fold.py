@@ -18,7 +18,7 @@ from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import MidogError, WeightsError
 from midog.files import sha256_file, sha256_json, write_json
-from midog.models.classifier import Begin, Classifier, build_classifier, round_adapters, save_fold
+from midog.models.classifier import Begin, Classifier, build_classifier, round_trained, save_fold
 from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
 from midog.provenance import provenance
@@ -252,7 +252,7 @@ def finish(
     chosen: int,
 ) -> None:
     """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole."""
-    round_adapters(classifier)
+    round_trained(classifier)
     network = classifier.network.to_dict()
     model = folder / "model.safetensors"
     save_fold(classifier, model, {"member": member.name, "fold": k, "identity": sha256_json(identity)})

@@ -1,8 +1,9 @@
-"""The runs of a grid, one after the other: each is an ordinary run, trained, continued and reported as any other."""
+"""The runs of a grid: each is an ordinary run, trained, continued and reported as any other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from midog import errors
 from midog.data.patches import PatchTable
 from midog.errors import MidogError, UsageError
 from midog.grid import Grid, extend_grid, read_grid, write_grid
-from midog.run import Run
+from midog.run import Run, open_run
 from midog.training.identity import differences
 from midog.training.jobs import Report
-from midog.training.launch import Recipe, silent, train_recipe
+from midog.training.launch import Plan, Recipe, carry_out, find_place, plan_run, silent
 
 
 def train_grid(
@@ -23,34 +24,49 @@ def train_grid(
     recipes: Mapping[str, Recipe],
     table: PatchTable,
     folder: Path,
+    members: Sequence[str] | None = None,
+    folds: Sequence[str | int] | None = None,
     report: Report = silent,
-    **options: Any,
+    **where: Any,
 ) -> tuple[Run, ...]:
-    """Train every run of a grid that `folder` still lacks. The same call twice continues or does nothing; more values
-    or seeds extend the grid. A run that fails does not stop the others; it is named at the end, and tried again later.
+    """Train every run of a grid that `folder` still lacks, side by side where there is room. The same call twice
+    continues or does nothing; more values or seeds extend the grid. A run that fails does not stop the others; it is
+    named at the end, and tried again later.
 
     Args:
         grid: what varies; `recipes` has the recipe of each of its runs, `base` is the recipe they all come from.
         table: patch table with folds.
         folder: gets grid.json and a run folder for each run.
         report: gets one line whenever something is done, skipped or failed, with the run's name.
-        options: those of `train_recipe`: `members`, `folds`, `pretrained`, `threads`, `machine`, `gpus`, `slurm`.
+        members, folds, where: as `train_recipe` takes them.
 
     Raises: UsageError, before anything is trained, when the folder's grid was made from another recipe or data or
         varies other keys; MidogError at the end when runs failed.
     """
+    place = find_place(**where)
     begin_grid(grid, base, table, folder)
-    runs: list[Run] = []
+    plans: dict[str, Plan] = {}
     failures: dict[str, MidogError] = {}
     for name, recipe in recipes.items():
-        try:
-            runs.append(train_recipe(recipe, table, folder / name, report=_named(report, name), **options))
-        except MidogError as error:  # one run's failure leaves the others their turn
-            failures[name] = error
-            report(f"{name}: {error.problem}")
+        with _keeping(failures, name, report):
+            plans[name] = plan_run(recipe, table, folder / name, place, members, folds, _named(report, name))
+    carry_out(list(plans.values()), place)
+    for name, plan in plans.items():
+        with _keeping(failures, name, report):
+            plan.tally.close()
     if failures:
         raise _failed(failures, len(recipes), folder)
-    return tuple(runs)
+    return tuple(open_run(folder / name) for name in recipes)
+
+
+@contextmanager
+def _keeping(failures: dict[str, MidogError], name: str, report: Report) -> Iterator[None]:
+    """One run's failure leaves the others their turn."""
+    try:
+        yield
+    except MidogError as error:
+        failures[name] = error
+        report(f"{name}: {error.problem}")
 
 
 def begin_grid(grid: Grid, base: Recipe, table: PatchTable, folder: Path) -> Grid:

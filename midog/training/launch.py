@@ -68,18 +68,49 @@ def silent(message: str) -> None:
     """Report to nobody."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where training happens: GPUs (one process for each that is named), a cluster, or this process."""
+
+    machine: Machine
+    gpus: tuple[int, ...]
+    cluster: Slurm | None
+    pretrained: Path | None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """For a run's manifest; done.json knows it of each fold. A GPU that others work on is left alone: to ask for
+        its name takes some of its memory."""
+        if self.cluster is not None:
+            return {"device": "SLURM", "threads": self.machine.threads}
+        if len(self.gpus) > 1:
+            return {"device": f"{len(set(self.gpus))} GPUs", "threads": self.machine.threads}
+        with claim(self.machine) as resources:
+            return {"device": resources.device_name, "threads": resources.threads}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run still lacks, and what training it takes."""
+
+    recipe: Recipe
+    source: Source
+    missing: tuple[Job, ...]
+    tally: Tally
+
+    @property
+    def run(self) -> Path:
+        return self.tally.run
+
+
 def train_recipe(
     recipe: Recipe,
     table: PatchTable,
     run: Path,
     members: Sequence[str] | None = None,
     folds: Sequence[str | int] | None = None,
-    pretrained: Path | str | None = None,
-    threads: int | None = None,
-    machine: Machine | None = None,
-    gpus: Sequence[int] | None = None,
-    slurm: str = "",
     report: Report = silent,
+    **where: Any,
 ) -> Run:
     """Train every (member, fold) that `run` still lacks: in this process where there is one GPU or none, else as many
     at once as there are GPUs, each in a process of its own; with `slurm` as jobs of a cluster.
@@ -93,28 +124,42 @@ def train_recipe(
         run: folder to make or to continue.
         members: names of members to train now; None is all of them.
         folds: names (or numbers) of folds to train now; None is all of them.
-        pretrained: folder or file of pretrained weights.
-        threads: torch's threads on CPU; by default those of the machine, shared by the processes.
-        machine: everything about the machine at once; `threads` wins over its own. Processes of their own are given
-            its threads and precision; one that names a device is trained with in this process.
-        gpus: which of the visible GPUs to use; None is all of them.
-        slurm: what each fold asks the cluster for, as "partition=gpu,time=8:00:00" (`cluster.parse_slurm`).
         report: gets one line whenever something is done, skipped or failed.
+        where: what `find_place` takes: `pretrained`, `threads`, `machine`, `gpus`, `slurm`.
 
     Raises: UsageError when a fold that exists was made by something else, naming the keys, or for GPUs or a cluster
         that are not there; DataError for bad data or folds; MidogError at the end when members failed.
     """
+    place = find_place(**where)
+    plan = plan_run(recipe, table, run, place, members, folds, report)
+    carry_out([plan], place)
+    plan.tally.close()
+    return open_run(run)
+
+
+def find_place(
+    pretrained: Path | str | None = None,
+    threads: int | None = None,
+    machine: Machine | None = None,
+    gpus: Sequence[int] | None = None,
+    slurm: str = "",
+) -> Place:
+    """Where to train.
+
+    Args:
+        pretrained: folder or file of pretrained weights.
+        threads: torch's threads on CPU; by default those of the machine, shared by the processes.
+        machine: everything about the machine at once; `threads` wins over its own. Processes of their own are given
+            its threads and precision; one that names a device is trained with in this process.
+        gpus: which of the visible GPUs to use, one fold at a time on each; None is all of them. A GPU that is named
+            several times trains as many folds at once: a small network leaves most of it idle.
+        slurm: what each fold asks the cluster for, as "partition=gpu,time=8:00:00" (`cluster.parse_slurm`).
+
+    Raises: UsageError for GPUs or a cluster that are not there.
+    """
     refuse_agpl()
-    pretrained = Path(pretrained) if pretrained is not None else None
     machine = machine or Machine()
     machine = replace(machine, threads=threads) if threads is not None else machine
-    source = gather(recipe, table)
-    wanted = [
-        _job(recipe.members[name], k, source.assignment.names[k], run)
-        for name in teachers_first(choose("member", members, tuple(recipe.members)), recipe.members)
-        for k in choose_folds(folds, source.assignment)
-    ]
-    check_tuning(recipe.members[name] for name in dict.fromkeys(job.member for job in wanted))
     chosen = choose_gpus(gpus) if machine.device == "auto" and not slurm else ()
     if len(chosen) == 1 and gpus is not None:
         machine = replace(machine, device=f"cuda:{chosen[0]}")
@@ -122,23 +167,58 @@ def train_recipe(
     if machine.threads is None and (cluster is not None or len(chosen) > 1):
         share = cluster.cpus if cluster is not None else max(1, (os.cpu_count() or 1) // len(chosen))
         machine = replace(machine, threads=share)
-    prepare_run(recipe, table, source, run, pretrained, {job.member for job in wanted}, _here(machine, chosen, cluster))
+    return Place(machine, chosen, cluster, Path(pretrained) if pretrained is not None else None)
+
+
+def plan_run(
+    recipe: Recipe,
+    table: PatchTable,
+    run: Path,
+    place: Place,
+    members: Sequence[str] | None = None,
+    folds: Sequence[str | int] | None = None,
+    report: Report = silent,
+) -> Plan:
+    """Prepare a run's folder and say what it lacks; arguments and errors as those of `train_recipe`."""
+    source = gather(recipe, table)
+    wanted = [
+        _job(recipe.members[name], k, source.assignment.names[k], run)
+        for name in teachers_first(choose("member", members, tuple(recipe.members)), recipe.members)
+        for k in choose_folds(folds, source.assignment)
+    ]
+    check_tuning(recipe.members[name] for name in dict.fromkeys(job.member for job in wanted))
+    prepare_run(recipe, table, source, run, place.pretrained, {job.member for job in wanted}, place.said)
     for job in [job for job in wanted if job.done]:
         report(f"{job}: done already")
-    missing, tally = [job for job in wanted if not job.done], Tally(run, len(wanted), report)
-    if cluster is not None and missing:
+    missing = tuple(job for job in wanted if not job.done)
+    return Plan(recipe, source, missing, Tally(run, len(wanted), report))
+
+
+def carry_out(plans: Sequence[Plan], place: Place) -> None:
+    """Train what the plans' runs lack, all of them side by side where the place has room. How each fold ended is in its
+    plan's tally."""
+    plan_of = {job: plan for plan in plans for job in plan.missing}
+    options = machine_options(place.machine, place.pretrained)
+    if place.cluster is not None:
         from midog.training.cluster import train_on_cluster
 
-        while able := ready(missing):
-            train_on_cluster(able, run, cluster, machine_options(machine, pretrained), tally)
-            missing = [job for job in missing if job not in able]
-    elif len(chosen) > 1 and len(missing) > 1:
-        options = machine_options(machine, pretrained)
-        train_in_slots(missing, gpu_slots(chosen), lambda job: fold_command(job, run, options), tally)
+        waiting = list(plan_of)
+        while able := ready(waiting):
+            for plan in plans:
+                own = [job for job in able if plan_of[job] is plan]
+                if own:
+                    train_on_cluster(own, plan.run, place.cluster, options, plan.tally)
+            waiting = [job for job in waiting if job not in able]
+    elif len(place.gpus) > 1 and len(plan_of) > 1:
+        train_in_slots(
+            list(plan_of),
+            gpu_slots(place.gpus),
+            lambda job: fold_command(job, plan_of[job].run, options),
+            lambda job: plan_of[job].tally,
+        )
     else:
-        _train_here(missing, recipe, source, pretrained, machine, tally)
-    tally.close()
-    return open_run(run)
+        for plan in plans:
+            _train_here(plan, place)
 
 
 def _job(member: Member, k: int, fold: str, run: Path) -> Job:
@@ -154,17 +234,6 @@ def _cluster(slurm: str, gpus: Sequence[int] | None) -> Slurm | None:
     if gpus is not None:
         raise UsageError("--gpus and --slurm: the one is this machine, the other a cluster", "leave one of them out")
     return parse_slurm(slurm)
-
-
-def _here(machine: Machine, gpus: Sequence[int], cluster: Slurm | None) -> dict[str, Any]:
-    """Where a run is trained, for its manifest; done.json knows it of each fold. A GPU that others work on is left
-    alone: to ask for its name takes some of its memory."""
-    if cluster is not None:
-        return {"device": "SLURM", "threads": machine.threads}
-    if len(gpus) > 1:
-        return {"device": f"{len(gpus)} GPUs", "threads": machine.threads}
-    with claim(machine) as resources:
-        return {"device": resources.device_name, "threads": resources.threads}
 
 
 def gather(recipe: Recipe, table: PatchTable) -> Source:
@@ -193,12 +262,11 @@ def choose_folds(folds: Sequence[str | int] | None, assignment: Assignment) -> t
     return tuple(dict.fromkeys(names.index(fold) if fold in names else int(fold) for fold in given))
 
 
-def _train_here(
-    jobs: Sequence[Job], recipe: Recipe, source: Source, pretrained: Path | None, machine: Machine, tally: Tally
-) -> None:
+def _train_here(plan: Plan, place: Place) -> None:
     """One fold after the other, in this process."""
-    for job in jobs:
-        member = recipe.members[job.member]
+    source, tally = plan.source, plan.tally
+    for job in plan.missing:
+        member = plan.recipe.members[job.member]
         try:
             train_fold(
                 member,
@@ -207,8 +275,8 @@ def _train_here(
                 source.assignment,
                 source.pixels,
                 job.folder,
-                pretrained,
-                machine,
+                place.pretrained,
+                place.machine,
                 say=tally.report,
             )
         except Busy:

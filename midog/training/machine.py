@@ -29,7 +29,8 @@ class Machine:
         device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, float32, bf16 or fp16; auto is bf16 on a GPU that computes it, fp16 on an older one.
         threads: torch's threads; None leaves torch's choice.
-        workers: background threads that augment; None is 1 on CPU and up to 8 beside a GPU. 0 works in the foreground.
+        workers: background threads that augment; None is 1 on CPU and up to 8 beside a GPU, where `threads` says that
+            this process has fewer processors no more than these. 0 works in the foreground.
         part: patches that go through the network at once; None is as many as memory holds. Gradients add up to the
             same batch.
         checkpointing: compute activations again in the backward pass from the start, and not only when memory asks.
@@ -73,9 +74,9 @@ def claim(machine: Machine) -> Iterator[Resources]:
     benchmark = torch.backends.cudnn.benchmark
     memory: Any = torch.utils.deterministic  # torch's annotations leave the attribute out
     filling = memory.fill_uninitialized_memory
-    workers = (
-        machine.workers if machine.workers is not None else 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    )
+    workers = machine.workers
+    if workers is None:
+        workers = 1 if device.type == "cpu" else min(8, machine.threads or os.cpu_count() or 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             if machine.threads is not None:

@@ -1,4 +1,4 @@
-"""Folds side by side on this machine: one slot for each GPU, the next fold when a slot is free."""
+"""Folds side by side on this machine: one slot for each GPU that is named, the next fold when a slot is free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL = 0.2
 
 
 def choose_gpus(gpus: Sequence[int] | None) -> tuple[int, ...]:
-    """The GPUs to train on, as torch counts the visible ones; none where there is none.
+    """The GPUs to train on, as torch counts the visible ones; none where there is none. One named twice stays twice.
 
     Raises: UsageError for one that does not exist.
     """
@@ -33,7 +33,7 @@ def choose_gpus(gpus: Sequence[int] | None) -> tuple[int, ...]:
         )
         fix = "leave --gpus out to use every GPU" if count else "leave --gpus out: training runs on the processor"
         raise UsageError(f"--gpus: there is no GPU {', '.join(map(str, wrong))}; {here}", fix)
-    return tuple(range(count)) if gpus is None else tuple(dict.fromkeys(gpus))
+    return tuple(range(count)) if gpus is None else tuple(gpus)
 
 
 def gpu_slots(gpus: Sequence[int]) -> list[dict[str, str]]:
@@ -46,7 +46,7 @@ def train_in_slots(
     jobs: Sequence[Job],
     slots: Sequence[Mapping[str, str]],
     command: Callable[[Job], Sequence[str]],
-    tally: Tally,
+    tally_of: Callable[[Job], Tally],
 ) -> None:
     """Run jobs as processes, as many at once as there are slots; the next starts when a slot is free. One whose teacher
     is among `jobs` waits until that has ended.
@@ -57,6 +57,7 @@ def train_in_slots(
     Args:
         slots: the environment that each slot adds to its processes, such as {"CUDA_VISIBLE_DEVICES": "1"}.
         command: what to run for a job.
+        tally_of: where a job's end is counted.
     """
     waiting, free, attempts = deque(jobs), list(slots), Counter[Job]()
     running: dict[Job, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}
@@ -75,6 +76,7 @@ def train_in_slots(
                 del running[job]
                 free.append(slot)
                 explain(job, code)
+                tally = tally_of(job)
                 how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
                 if settle(job, tally):
                     continue

@@ -19,7 +19,7 @@ from midog.models.classifier import (
     backbone_state,
     build_classifier,
     fold_state,
-    round_adapters,
+    round_trained,
 )
 from midog.models.cost import (
     bundle_bytes,
@@ -212,7 +212,7 @@ def test_bundle_is_what_is_stored(
 ) -> None:
     net = Network.from_dict({"backbone": name, "pretrained": "random", "tune": {"kind": kind}})
     classifier = train(net, patches)
-    round_adapters(classifier)
+    round_trained(classifier)
     fold = fold_state(classifier)
     left = {key: value for key, value in backbone_state(classifier).items() if BACKBONE + key not in fold}
     stored = [sum(tensor.nbytes for tensor in state.values()) for state in (fold, left)]

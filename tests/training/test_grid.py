@@ -10,8 +10,11 @@ import pytest
 from midog.cli import run as midog
 from midog.data.patches import PatchTable
 from midog.errors import UsageError, WeightsError
+from midog.recipe import load_recipe
 from midog.run import open_run
 from midog.training.grid import begin_grid, train_grid
+from midog.training.launch import Place, carry_out, plan_run
+from midog.training.machine import Machine
 from midog.variation import vary_recipe
 
 QUICK = ("each.training.epochs=1", "each.training.warmup=0")
@@ -152,3 +155,15 @@ def test_the_status_of_a_grid_shows_runs_that_have_not_begun(
     assert midog(["status", str(grid), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["done"] for row in rows] == [2, 2, 2, 2, 0, 0] and rows[4]["run"].endswith("dihedral=off,seed=2")
+
+
+def test_the_folds_of_several_runs_share_the_slots(tmp_path: Path, recipe_path: Path, table: PatchTable) -> None:
+    """Two places on one GPU, which need not be there: the processes then take the processor."""
+    recipe = load_recipe(recipe_path, [*QUICK])
+    said: list[str] = []
+    place = Place(Machine(threads=1), gpus=(0, 0), cluster=None, pretrained=None)
+    plans = [plan_run(recipe, table, tmp_path / name, place, folds=[0], report=said.append) for name in ("a", "b")]
+    carry_out(plans, place)
+    models = [tmp_path / name / "micro" / "fold_0" / "model.safetensors" for name in ("a", "b")]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    assert [plan.tally.trained for plan in plans] == [1, 1] and len(said) == 2

@@ -66,7 +66,7 @@ def test_two_slots_train_the_same_weights_though_a_process_is_killed(
     killer = threading.Thread(target=kill_half_way, args=(jobs[1].folder, killed), daemon=True)
     killer.start()
     tally = Tally(run, len(jobs), said.append)
-    train_in_slots(jobs, [CPU, CPU], lambda job: fold_command(job, run, ONE_THREAD), tally)
+    train_in_slots(jobs, [CPU, CPU], lambda job: fold_command(job, run, ONE_THREAD), lambda job: tally)
     tally.close()
     killer.join()
     assert tally.trained == 4 and killed
@@ -90,7 +90,7 @@ def test_an_error_is_told_and_not_tried_again(tmp_path: Path, recipe_path: Path,
         return fold_command(job, run, [*ONE_THREAD, *strange])
 
     tally = Tally(run, 2, print)
-    train_in_slots([wrong, late], [CPU], command, tally)
+    train_in_slots([wrong, late], [CPU], command, lambda job: tally)
     assert [job.log.read_text().count("== 2") for job in (wrong, late)] == [1, 1]
     assert tally.failures[wrong].kind == "WeightsError" and str(lost) in tally.failures[wrong].problem
     # This one ended before it came to its fold: the reason is in what it said.
@@ -113,7 +113,7 @@ def test_a_process_that_always_dies_is_given_up(tmp_path: Path) -> None:
         "-c",
         "import os, signal; print('so long', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
     ]
-    train_in_slots([job], [CPU], lambda job: die, tally)
+    train_in_slots([job], [CPU], lambda job: die, lambda job: tally)
     assert job.log.read_text().count("so long") == ATTEMPTS
     assert "signal 9" in tally.failures[job].problem and str(job.log) in tally.failures[job].fix
     assert read_failure(job) == tally.failures[job]
@@ -127,7 +127,7 @@ from midog.training.slots import train_in_slots
 folder = Path(sys.argv[1])
 jobs = [Job("m", k, str(k), folder / str(k), 1) for k in (0, 1)]
 sleep = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-train_in_slots(jobs, [{}, {}], lambda job: [sys.executable, "-c", sleep], Tally(folder, 2, print))
+train_in_slots(jobs, [{}, {}], lambda job: [sys.executable, "-c", sleep], lambda job: Tally(folder, 2, print))
 """
 
 
@@ -161,7 +161,7 @@ def test_the_second_process_is_told_who_holds_the_fold(tmp_path: Path, recipe: R
         assert (found.state, found.by) == ("running", me)
         # Also where the fold is a process of its own.
         (job, _), tally = jobs_of(recipe, table, run), Tally(run, 1, print)
-        train_in_slots([job], [CPU], lambda job: fold_command(job, run, ONE_THREAD), tally)
+        train_in_slots([job], [CPU], lambda job: fold_command(job, run, ONE_THREAD), lambda job: tally)
         assert tally.busy == {job: me} and not tally.failures
     assert open_run(run).status().members[0].folds[0].by == ""
 

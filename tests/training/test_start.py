@@ -259,20 +259,13 @@ def test_a_pupil_comes_to_answer_as_its_teacher(starts: Recipe, table: PatchTabl
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_a_started_fold_model_holds_its_whole_backbone_in_half_precision_where_it_was_frozen(
-    run: Run, table: PatchTable
-) -> None:
+def test_a_started_fold_model_holds_its_whole_backbone_in_half_precision(run: Run, table: PatchTable) -> None:
     names = set(build_backbone("test_vit").state_dict())
     for member in ("lora", "last", "pupil", "plain"):
         file = TensorFile(run.fold_folder(member, 0) / "model.safetensors")
         held = {name.removeprefix(BACKBONE) for name in file.names if name.startswith(BACKBONE)} & names
         assert held == (set() if member == "plain" else names)
-        halves = {name for name in held if file[BACKBONE + name].dtype == torch.float16}
-        if member == "last":
-            trained = {name for name in names if name.startswith(("blocks.5.", "norm.", "fc_norm."))}
-            assert halves and not halves & trained and halves | trained == names
-        else:
-            assert halves == held
+        assert all(file[BACKBONE + name].dtype == torch.float16 for name in held)
         model = Inference(Network.from_dict(run.network("lora")), None) if held else None
         if model is not None:
             rows = np.flatnonzero(table.folds == 0)
@@ -357,7 +350,7 @@ def test_slots_let_a_pupil_wait_for_its_teacher(
     tally = Tally(tmp_path / "run", 2, said.append)
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     options = ["--threads", "1"]
-    train_in_slots(jobs, [hidden, hidden], lambda job: fold_command(job, tmp_path / "run", options), tally)
+    train_in_slots(jobs, [hidden, hidden], lambda job: fold_command(job, tmp_path / "run", options), lambda job: tally)
     tally.close()
     assert [line.partition(":")[0] for line in said] == ["conv fold 0", "pupil fold 0"]
     assert fold_bytes(tmp_path / "run", "pupil") == fold_bytes(run.path, "pupil")
