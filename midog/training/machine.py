@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 
 from midog.errors import UsageError
@@ -71,7 +72,7 @@ def claim(machine: Machine) -> Iterator[Resources]:
     if machine.threads is not None and machine.threads < 1:
         raise UsageError(f"--threads {machine.threads}", "at least 1")
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, opencv = torch.backends.cudnn.benchmark, cv2.getNumThreads()
     memory: Any = torch.utils.deterministic  # torch's annotations leave the attribute out
     filling = memory.fill_uninitialized_memory
     workers = machine.workers
@@ -82,6 +83,7 @@ def claim(machine: Machine) -> Iterator[Resources]:
             if machine.threads is not None:
                 torch.set_num_threads(machine.threads)
             torch.backends.cudnn.benchmark = True  # every batch has one size
+            cv2.setNumThreads(1)  # patches are small: its threads, one for each processor, only wait for each other
             if device.type == "cpu":
                 torch.use_deterministic_algorithms(True)
                 # Filling fresh memory helps to find bugs in torch and costs a tenth of every step.
@@ -91,6 +93,7 @@ def claim(machine: Machine) -> Iterator[Resources]:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
             torch.backends.cudnn.benchmark = benchmark
+            cv2.setNumThreads(opencv)
             memory.fill_uninitialized_memory = filling
 
 
