@@ -160,6 +160,21 @@ def replicates(
     return {name: found[name] for name in metrics}
 
 
+def mean_replicates(values: ArrayLike, case: ArrayLike, n: int = REPLICATES, seed: int = 0) -> Floats:
+    """Bootstrap replicates, (n,), of the mean of one number for each patch, with the draws of `replicates`.
+
+    NaN throughout where there are fewer than two cases.
+    """
+    number = np.asarray(values, dtype=np.float64)
+    index, cases = case_index(case)
+    if number.shape != index.shape:
+        raise DataError(f"{len(index)} cases for {len(number)} values")
+    if cases < 2:
+        return np.full(n, np.nan)
+    counts = _draw(cases, n, seed)
+    return np.asarray((counts @ np.bincount(index, number, cases)) / (counts @ np.bincount(index, minlength=cases)))
+
+
 def case_index(case: ArrayLike) -> tuple[Ints, int]:
     """Number each patch's case: (n,) int64 in order of the cases' names, and how many there are.
 

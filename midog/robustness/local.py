@@ -109,9 +109,12 @@ def attack(
     settings = settings or Local()
     check_pixels(pixels)
     if settings.epsilon > 0 and settings.radius == 0 and reference is None:
-        raise UsageError("local.start is 0: a patch's distance to itself has no gradient there", "start: null, or 1/255")
+        raise UsageError(
+            "local.start is 0: a patch's distance to itself has no gradient there", "start: null, or 1/255"
+        )
     if mask is not None:
         check_mask(mask, pixels)
+        mask = mask.to(pixels.device)
     if settings.epsilon == 0 or (mask is not None and not bool(mask.any())):
         return pixels.clone()
     reference = features_of(encode, pixels, batch) if reference is None else reference
@@ -149,7 +152,9 @@ def noise(pixels: Tensor, epsilon: float, mask: Tensor | None = None, seed: int 
     return add(pixels, sign_noise(pixels.shape, epsilon, pixels, seed), mask)
 
 
-def sensitivity(encode: Encode, pixels: Tensor, settings: Local | None = None, batch: int = BATCH) -> NDArray[np.float64]:
+def sensitivity(
+    encode: Encode, pixels: Tensor, settings: Local | None = None, batch: int = BATCH
+) -> NDArray[np.float64]:
     """How much a patch's D grows at first order within ±epsilon: epsilon·‖gradient at the random start‖₁, (n,) float64.
 
     Raises: as `attack`.
@@ -223,7 +228,9 @@ def _carlini_wagner(
     place = (add(pixels, start, mask) - low) / (high - low).clamp_min(SMALL) * 2 - 1
     w = torch.atanh(place.clamp(-1 + 1e-6, 1 - 1e-6)).requires_grad_(True)
     optimiser = torch.optim.Adam([w], lr=settings.rate)
-    best, least = pixels.clone(), pixels.new_zeros(len(pixels))
+    best = pixels.clone()
+    with torch.no_grad():
+        least = -settings.weight * objective(pixels)
 
     def attacked(w: Tensor) -> Tensor:
         x = low + (high - low) * (1 + w.tanh()) / 2

@@ -17,7 +17,9 @@ def token_mask(size: int, patch: int, row: int, column: int) -> Tensor:
     Raises: ArgumentError when the cells do not tile the input, or there is no such cell.
     """
     if patch < 1 or size % patch:
-        raise ArgumentError(f"tokens of {patch} pixels do not tile {size} pixels", "the model's own input and token size")
+        raise ArgumentError(
+            f"tokens of {patch} pixels do not tile {size} pixels", "the model's own input and token size"
+        )
     cells = size // patch
     if not (0 <= row < cells and 0 <= column < cells):
         raise ArgumentError(f"no token at row {row}, column {column}", f"rows and columns from 0 to {cells - 1}")

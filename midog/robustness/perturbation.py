@@ -167,7 +167,7 @@ def add(pixels: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         return changed
     check_mask(mask, pixels)
-    return torch.where(mask, changed, pixels)
+    return torch.where(mask.to(pixels.device), changed, pixels)
 
 
 def uniform(shape: tuple[int, ...] | torch.Size, radius: float, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -209,7 +209,7 @@ def ascend(
         gradient = value_and_gradient(objective, x)[1]
         if momentum:
             if mask is not None:
-                gradient = gradient * mask
+                gradient = gradient * mask.to(gradient.device)
             norm = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
             velocity = gradient = momentum * velocity + gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         moved = x + alpha * gradient.sign()
