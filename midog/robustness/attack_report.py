@@ -1,4 +1,4 @@
-"""Runs models on clean and attacked pixels and reports the effect: by scanner and tumour, beside noise, across members."""
+"""Runs models on clean and attacked pixels: the effect by scanner and tumour, beside noise, and across members."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Victim:
 
 @dataclass(frozen=True)
 class Row:
-    """The effect of one version of the pixels on one group. `excess` is the drop beyond the noise control's, or None."""
+    """The effect of one version of the pixels on one group. `excess`: the drop beyond the noise control's, or None."""
 
     version: str
     by: str
@@ -122,7 +122,7 @@ def attack_report(
         about = (_rows(y, chosen), _rows(cases, chosen))
         for name, (attacked, change) in found.items():
             here = attacked.rows(chosen)
-            control = NOISE if not name.endswith(f", {STORED}") else f"{NOISE}, {STORED}"
+            control = f"{NOISE}, {STORED}" if name.endswith(f", {STORED}") else NOISE
             excess = None
             if name != control and control in found:
                 excess = drops(*about, found[control][0].rows(chosen), here, victim.threshold, n, seed)

@@ -78,7 +78,8 @@ def adversarial_batch(
 
     Args:
         logit: (n, 3, h, w) to (n,). A module is in eval mode while it is attacked, so that batch norms keep their
-            statistics and dropout is off, and comes back as it was; its weights' `.grad` is not touched.
+            statistics and dropout is off, and comes back as it was; its weights' `.grad` is not touched. A lambda
+            hides its module: call this within `with evaluating(module)`.
         pixels: (n, 3, h, w) in [0, 1], before normalisation. label: (n,) 0 to 1, soft labels too.
         settings: kind `fgsm`, `pgd`, …, and its budget; `seed` is not used, `distance` neither.
         generator: On the CPU; another start for every batch.

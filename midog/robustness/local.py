@@ -64,7 +64,7 @@ class Local:
     momentum: float = 1.0
     start: float | None = None
     distance: str = "cosine"
-    weight: float = 100.0
+    weight: float = 10.0
     rate: float = 0.05
     seed: int = 0
 

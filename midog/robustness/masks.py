@@ -1,4 +1,4 @@
-"""Where a local attack may change a patch: bool masks (1, 1, h, w), True = may change. Ours; `share` is their budget q."""
+"""Where a local attack may change a patch: bool masks (1, 1, h, w), True = may change. `share` is their budget q."""
 
 from __future__ import annotations
 

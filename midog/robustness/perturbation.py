@@ -4,8 +4,8 @@ Pixels are (n, 3, h, w) float in [0, 1], before the model's normalisation. A mod
 `encode` gives features (n, d), `logit` gives logits (n,). An attack may work on patches as they are stored, 128 px, if
 the callable resizes differentiably, or at the model's input size. Labels are not needed for features.
 
-A module is put into eval mode while an attack runs and comes back as it was; a lambda around a module hides it, so
-call `.eval()` there. Weights and buffers are never written, `.grad` neither.
+A module is put into eval mode while an attack runs and comes back as it was; a lambda around a module hides it:
+call `.eval()` first, or attack within `with evaluating(module)`. Weights, buffers and `.grad` are never written.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def add(pixels: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def uniform(shape: tuple[int, ...] | torch.Size, radius: float, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws from U(−radius, radius), `shape`, dtype and device of `like`; drawn on the CPU, the same on every device."""
+    """Draws from U(−radius, radius), dtype and device of `like`; drawn on the CPU, so the same on every device."""
     return ((2 * torch.rand(shape, generator=generator) - 1) * radius).to(like)
 
 

@@ -169,7 +169,7 @@ def balanced_sample(label: ArrayLike, domain: ArrayLike, n: int, seed: int = 0) 
 
 
 def check_disjoint(fitted: ArrayLike, evaluated: ArrayLike) -> None:
-    """Raises: LeakError when a case is both fitted on and evaluated; patches without a case (empty) are not compared."""
+    """Raises: LeakError when a case is both fitted on and evaluated; patches without a case are not compared."""
     shared = (set(np.asarray(fitted).astype(str)) & set(np.asarray(evaluated).astype(str))) - {""}
     if shared:
         raise LeakError(
