@@ -70,7 +70,7 @@ def answers(victim: Victim, pixels: Tensor, batch: int = BATCH) -> Answers:
     logits, features = [], []
     calls = [victim.logit] if victim.encode is None else [victim.logit, victim.encode]
     with torch.no_grad(), evaluating(*calls):
-        for part in pixels.split(batch):
+        for part in torch.split(pixels, batch):
             logits.append(_numbers(victim.logit(part)))
             if len(np.atleast_1d(logits[-1])) != len(part):
                 raise DataError(f"{logits[-1].shape} logits for {len(part)} images", "one for each: (n,)")
@@ -82,7 +82,7 @@ def answers(victim: Victim, pixels: Tensor, batch: int = BATCH) -> Answers:
 def distortion(clean: Tensor, attacked: Tensor) -> Distortion:
     """How far `attacked` (n, 3, h, w) is from `clean`, image by image."""
     parts = []
-    for a, b in zip(clean.split(BATCH), attacked.split(BATCH), strict=True):
+    for a, b in zip(torch.split(clean, BATCH), torch.split(attacked, BATCH), strict=True):
         change = (b.double() - a.double()).flatten(1)
         parts.append(torch.stack([change.norm(dim=1), change.abs().amax(dim=1), change.square().mean(dim=1)]))
     l2, linf, mean_square = _numbers(torch.cat(parts, dim=1))

@@ -47,7 +47,7 @@ def low_pass(pixels: Tensor, settings: LowPass | None = None, clip: bool = True)
     spectrum = torch.fft.rfft2(exact)
     passing = pass_mask(height, width, settings).to(pixels.device)
     # The real transform holds half of the columns; s tells an odd width from an even one.
-    filtered = torch.fft.irfft2(spectrum * passing[:, : width // 2 + 1], s=(height, width))
+    filtered: Tensor = torch.fft.irfft2(spectrum * passing[:, : width // 2 + 1], s=(height, width))
     return (filtered.clamp(0, 1) if clip else filtered).to(pixels.dtype)
 
 
@@ -59,7 +59,8 @@ def pass_mask(height: int, width: int, settings: LowPass | None = None) -> Tenso
         for side in (height, width)
     )
     # A hair of slack keeps frequencies that lie on the circle on the same side of it at every size.
-    return u[:, None].square() + v[None, :].square() <= settings.radius**2 * (1 + 1e-9)
+    passing: Tensor = u[:, None].square() + v[None, :].square() <= settings.radius**2 * (1 + 1e-9)
+    return passing
 
 
 def behind_low_pass(call: Callable[[Tensor], Tensor], settings: LowPass | None = None) -> Callable[[Tensor], Tensor]:

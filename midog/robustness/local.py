@@ -121,7 +121,7 @@ def attack(
     generator = torch.Generator().manual_seed(settings.seed)
     parts = []
     with evaluating(encode):
-        for rows in torch.arange(len(pixels)).split(batch):
+        for rows in torch.split(torch.arange(len(pixels)), batch):
             objective = _distance_to(encode, reference[rows], settings.distance)
             region = mask if mask is None or len(mask) == 1 else mask[rows]
             parts.append(raise_objective(objective, pixels[rows], settings, generator, region))
@@ -165,7 +165,7 @@ def sensitivity(
     generator = torch.Generator().manual_seed(settings.seed)
     found = []
     with evaluating(encode):
-        for rows in torch.arange(len(pixels)).split(batch):
+        for rows in torch.split(torch.arange(len(pixels)), batch):
             start = uniform(pixels[rows].shape, settings.radius, pixels, generator)
             objective = _distance_to(encode, reference[rows], settings.distance)
             gradient = value_and_gradient(objective, add(pixels[rows], start))[1]

@@ -93,7 +93,7 @@ def features_of(encode: Encode, pixels: Tensor, batch: int = BATCH) -> Tensor:
     Raises: DataError for features that are not finite or not (n, d).
     """
     with torch.no_grad(), evaluating(encode):
-        return torch.cat([checked_features(encode(part), len(part)) for part in pixels.split(batch)])
+        return torch.cat([checked_features(encode(part), len(part)) for part in torch.split(pixels, batch)])
 
 
 def checked_features(features: Tensor, n: int) -> Tensor:
@@ -134,7 +134,7 @@ def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]
 
     Raises: UsageError where autograd was off inside the model; DataError for a value or gradient that is not finite.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # type: ignore[no-untyped-call]
         x = x.detach().clone().requires_grad_(True)
         values = objective(x)
         if not values.requires_grad:

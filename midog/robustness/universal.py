@@ -116,7 +116,7 @@ def universal_steps(
     number = 0
     for _ in range(settings.epochs):
         order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
-        for rows in order.split(settings.batch):
+        for rows in torch.split(order, settings.batch):
             value, gradient = mean_cosine(encoders, pixels[rows], [one[rows] for one in clean], delta)
             delta = (delta - alpha * gradient.sign()).clamp(-settings.epsilon, settings.epsilon)
             yield Step(number, delta, value)
