@@ -153,11 +153,26 @@ def replicates(
         raise DataError(f"{len(index)} cases for {len(y)} labels")
     if cases < 2:
         return {name: np.full(n, np.nan) for name in metrics}
-    counts = _draw(cases, n, seed) if fold is None else _draw_nested(_fold_of_cases(fold, index, cases), n, seed)
+    counts = draw_cases(cases, n, seed) if fold is None else _draw_nested(_fold_of_cases(fold, index, cases), n, seed)
     found = _from_sums(y, p, called, index, counts)
     if "roc_auc" in metrics:
         found["roc_auc"] = _auc_replicates(y, p, index, counts)
     return {name: found[name] for name in metrics}
+
+
+def mean_replicates(values: ArrayLike, case: ArrayLike, n: int = REPLICATES, seed: int = 0) -> Floats:
+    """Bootstrap replicates, (n,), of the mean of one number for each patch, with the draws of `replicates`.
+
+    NaN throughout where there are fewer than two cases.
+    """
+    number = np.asarray(values, dtype=np.float64)
+    index, cases = case_index(case)
+    if number.shape != index.shape:
+        raise DataError(f"{len(index)} cases for {len(number)} values")
+    if cases < 2:
+        return np.full(n, np.nan)
+    counts = draw_cases(cases, n, seed)
+    return np.asarray((counts @ np.bincount(index, number, cases)) / (counts @ np.bincount(index, minlength=cases)))
 
 
 def case_index(case: ArrayLike) -> tuple[Ints, int]:
@@ -211,7 +226,7 @@ def _losses(y: Bools, p: Floats) -> Floats:
     return np.asarray(-np.log(np.clip(right, np.finfo(np.float64).eps, 1.0)), dtype=np.float64)
 
 
-def _draw(cases: int, n: int, seed: int) -> Floats:
+def draw_cases(cases: int, n: int, seed: int) -> Floats:
     """(n, cases): how often each case is in each replicate."""
     drawn = np.random.default_rng(seed).integers(cases, size=(n, cases))
     drawn += np.arange(n)[:, None] * cases
