@@ -153,7 +153,7 @@ def replicates(
         raise DataError(f"{len(index)} cases for {len(y)} labels")
     if cases < 2:
         return {name: np.full(n, np.nan) for name in metrics}
-    counts = _draw(cases, n, seed) if fold is None else _draw_nested(_fold_of_cases(fold, index, cases), n, seed)
+    counts = draw_cases(cases, n, seed) if fold is None else _draw_nested(_fold_of_cases(fold, index, cases), n, seed)
     found = _from_sums(y, p, called, index, counts)
     if "roc_auc" in metrics:
         found["roc_auc"] = _auc_replicates(y, p, index, counts)
@@ -211,7 +211,7 @@ def _losses(y: Bools, p: Floats) -> Floats:
     return np.asarray(-np.log(np.clip(right, np.finfo(np.float64).eps, 1.0)), dtype=np.float64)
 
 
-def _draw(cases: int, n: int, seed: int) -> Floats:
+def draw_cases(cases: int, n: int, seed: int) -> Floats:
     """(n, cases): how often each case is in each replicate."""
     drawn = np.random.default_rng(seed).integers(cases, size=(n, cases))
     drawn += np.arange(n)[:, None] * cases
