@@ -41,7 +41,7 @@ class ClusteringCard:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "left_out": list(self.left_out)}
 
 
 def clustering_score(features: ArrayLike, label: ArrayLike, confounder: ArrayLike, seed: int = SEED) -> float:

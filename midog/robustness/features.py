@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -139,7 +140,7 @@ def _numpy(path: Path) -> dict[str, NDArray[Any]]:
             if isinstance(found, np.ndarray):
                 return {path.stem: found}
             return {name: found[name] for name in found.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read: {error}", "arrays of floats alone are read, nothing is unpickled"
         ) from error

@@ -26,8 +26,10 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class PairedRobustness:
-    """Cards over all pairs. `card` is the one at the k asked for, `curve` those of every k that all pairs allow; their
-    counts and `n` hold a patch as often as it was drawn. `pairs` names the pairs that were counted, `left_out` the others with the reason.
+    """Cards over all pairs. `card` is the one at the k asked for, `curve` those of every k that all pairs allow.
+
+    Their counts and `n` hold a patch as often as it was drawn. `pairs` names the pairs that were counted, `left_out` the
+    others with the reason.
     """
 
     card: RobustnessCard
