@@ -33,10 +33,8 @@ def features(
 
     if by is None and out is None:
         raise UsageError("nothing to do", f"midog features {what} --by scanner, or -o features.safetensors")
-    if Path(what).is_file():
-        found = read_features(what)
-    else:
-        found = api.member_features(what, fold=fold, pretrained=pretrained)
+    file = Path(what).is_file()
+    found = read_features(what) if file else api.member_features(what, fold=fold, pretrained=pretrained)
     if out is not None:
         wrote(write_features(out, found))
     if by is not None:

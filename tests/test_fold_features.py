@@ -56,9 +56,9 @@ def test_the_command_writes_and_measures(tiny_run: Path, tmp_path: Path, capsys:
     assert f"wrote {out}" in capsys.readouterr().err and set(read_features(out).arrays) == {"adapted", "frozen"}
     assert command(["features", str(out), "--by", "case", "--only", "paired", "--only", "index", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["n"] == 6 and "no pair can be compared at k = 11" in found["arrays"]["frozen"]["paired"]["problem"]
+    assert found["n"] == 9 and "no pair can be compared at k = 11" in found["arrays"]["frozen"]["paired"]["problem"]
     assert command(["features", str(out), "--by", "domain", "--only", "index"]) == 0
-    assert "confounder has one level: dom0" in capsys.readouterr().out
+    assert "k is 11, and some patch has only 8 patches of other cases" in capsys.readouterr().out
     assert command(["features", str(out)]) == 2
     assert f"midog features {out} --by scanner" in capsys.readouterr().err
 

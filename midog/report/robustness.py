@@ -48,7 +48,8 @@ def _rows(measure: str, title: str, value: Mapping[str, Any]) -> list[dict[str, 
         of = f"{len(value['clusters'])} tables, n {value['n']}, ARI {value['label']:.3f} − {value['confounder']:.3f}"
         return [_row(title, value["score"], value["interval"], 0.0, of)]
     classes, domains = " / ".join(value["classes"]), " / ".join(value["domains"])
-    of = f"{classes} in {domains}, from {value['half']} {value['unit']}s a cell"
+    units = {"case": "cases", "patch": "patches"}[value["unit"]]
+    of = f"{classes} in {domains}, from {value['half']} {units} a cell"
     places = {", same domains": value["in_domain"], ", others": value["out_of_domain"]}
     return [
         _row(title + place, drop["average_performance_drop"], drop["interval"], 0.0, of)

@@ -28,8 +28,8 @@ REPEATS = 5
 class PairedRobustness:
     """Cards over all pairs. `card` is the one at the k asked for, `curve` those of every k that all pairs allow.
 
-    Their counts and `n` hold a patch as often as it was drawn. `pairs` names the pairs that were counted, `left_out` the
-    others with the reason.
+    Their counts and `n` hold a patch as often as it was drawn. `pairs` names the pairs that were counted, `left_out`
+    the others with the reason.
     """
 
     card: RobustnessCard

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from midog.errors import DataError
 from midog.metrics import Interval, case_index
@@ -82,22 +83,18 @@ def view_stability(logits: ArrayLike, group: ArrayLike, threshold: float = 0.5, 
     columns = np.stack(
         [coefficient_of_variation(p), z.max(axis=1) - z.min(axis=1), called.any(axis=1) & ~called.all(axis=1)], axis=1
     )
-    means, intervals = mean_by_case(columns, group, seed)
-    names = ("variation", "logit_range", "flip_rate")
-    found = dict(zip(names, intervals, strict=True))
-    return Stability(*(float(value) for value in means), found, *z.shape)
-
-
-def mean_by_case(columns: ArrayLike, group: ArrayLike, seed: int = 0) -> tuple[Floats, list[Interval | None]]:
-    """Means of (n, m) columns over patches, and the case-bootstrap interval of each."""
-    given = np.asarray(columns, dtype=np.float64)
+    means = columns.mean(axis=0)
     index, cases = case_index(group)
-    if len(index) != len(given):
-        raise DataError(f"{len(index)} cases for {len(given)} patches")
-    sums, n = sums_by_case(given, index, cases), np.bincount(index, minlength=cases)
+    if len(index) != len(z):
+        raise DataError(f"{len(index)} cases for {len(z)} patches")
+    sums, patches = sums_by_case(columns, index, cases), np.bincount(index, minlength=cases)
+    intervals = {
+        name: interval_by_case(cases, partial(_share, sums[:, at], patches), seed)
+        for at, name in enumerate(("variation", "logit_range", "flip_rate"))
+    }
+    return Stability(float(means[0]), float(means[1]), float(means[2]), intervals, len(z), z.shape[1])
 
-    def mean(drawn: Floats, at: int) -> Floats:
-        return np.asarray(drawn @ sums[:, at] / (drawn @ n))
 
-    intervals = [interval_by_case(cases, lambda drawn, at=at: mean(drawn, at), seed) for at in range(given.shape[1])]
-    return given.mean(axis=0), intervals
+def _share(sums: Floats, patches: NDArray[np.int64], drawn: Floats) -> Floats:
+    """Mean over the patches of the cases drawn."""
+    return np.asarray(drawn @ sums / (drawn @ patches))
