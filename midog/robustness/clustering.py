@@ -97,11 +97,11 @@ def clustering_card(
         chosen[name] = _best_number(x[rows], clusters, starts, seed)
         for run in range(runs):
             found = _cluster(x[rows], chosen[name], 5, seed + run)
-            counts.append(tuple(_joint(found, words[rows], index[rows], cases) for words in (y, c)))
+            counts.append(tuple(_joint(found, words[rows], index[rows]) for words in (y, c)))
     by_table = (len(tables), runs)
 
     def score(drawn: Floats) -> tuple[Floats, Floats]:
-        found = [[_rand(np.einsum("bc,ckl->bkl", drawn, joint)) for joint in pair] for pair in counts]
+        found = [[_rand(joint.drawn(drawn)) for joint in pair] for pair in counts]
         values = np.asarray(found).transpose(1, 2, 0).reshape(2, len(drawn), *by_table).mean(axis=-1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a draw that leaves every table undefined
@@ -143,12 +143,25 @@ def _cluster(x: Floats, number: int, starts: int, seed: int) -> Ints:
     return np.asarray(found, dtype=np.int64)
 
 
-def _joint(found: Ints, words: Ints, index: Ints, cases: int) -> Floats:
-    """(cases, clusters, 2): patches of each case in each cluster, by level."""
+@dataclass(frozen=True)
+class _Joint:
+    """`counts` (c, clusters, 2): patches of each of `cases` (c,) in each cluster, by level."""
+
+    cases: Ints
+    counts: Floats
+
+    def drawn(self, drawn: Floats) -> Floats:
+        """(draws, clusters, 2) patches of the cases drawn."""
+        flat = drawn[:, self.cases] @ self.counts.reshape(len(self.cases), -1)
+        return flat.reshape(len(drawn), *self.counts.shape[1:])
+
+
+def _joint(found: Ints, words: Ints, index: Ints) -> _Joint:
     level = np.unique(words, return_inverse=True)[1]
+    present, at = np.unique(index, return_inverse=True)
     cells = np.zeros((len(found), int(found.max()) + 1, 2))
     cells[np.arange(len(found)), found, level] = 1
-    return sums_by_case(cells, index, cases)
+    return _Joint(present, sums_by_case(cells, at, len(present)))
 
 
 def _rand(table: Floats) -> Floats:

@@ -34,6 +34,32 @@ class Stability:
         return asdict(self)
 
 
+def align_views(values: ArrayLike, sample: ArrayLike, view: ArrayLike) -> tuple[Floats, list[str], list[str]]:
+    """Rows of a long table, one for each sample and view, side by side: what real scanner pairs come as.
+
+    Args:
+        values: (rows, …) logits or features. sample, view: (rows,) names: the piece of tissue, the scanner.
+
+    Returns: (samples, views, …), and the names of both, sorted.
+
+    Raises: DataError naming samples that lack a view or have it twice.
+    """
+    given = np.asarray(values)
+    (samples, row), (views, column) = (
+        np.unique(np.asarray(words).astype(str), return_inverse=True) for words in (sample, view)
+    )
+    if not len(given) == len(row) == len(column):
+        raise DataError(f"{len(given)} rows, {len(row)} samples, {len(column)} views: one of each for a row is needed")
+    held = np.zeros((len(samples), len(views)), dtype=np.int64)
+    np.add.at(held, (row, column), 1)
+    wrong = [f"{samples[i]} in {views[j]}: {held[i, j]} rows" for i, j in zip(*np.nonzero(held != 1), strict=True)]
+    if wrong:
+        raise DataError("every sample needs one row in every view", "leave the others out", wrong)
+    result = np.empty((len(samples), len(views), *given.shape[1:]), dtype=given.dtype)
+    result[row, column] = given
+    return result, samples.tolist(), views.tolist()
+
+
 def coefficient_of_variation(values: ArrayLike) -> Floats:
     """(n,) spread over views relative to the mean over views.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from midog.errors import DataError
-from midog.robustness.stability import coefficient_of_variation, view_stability
+from midog.robustness.stability import align_views, coefficient_of_variation, view_stability
 
 
 def test_two_views_have_a_closed_form() -> None:
@@ -55,3 +55,13 @@ def test_a_single_case_has_no_interval() -> None:
 def test_views_without_a_variation(values: list, words: str) -> None:
     with pytest.raises(DataError, match=words):
         coefficient_of_variation(values)
+
+
+def test_rows_of_scanner_pairs_are_laid_side_by_side() -> None:
+    sample, view = ["t2", "t1", "t1", "t2"], ["A", "B", "A", "B"]
+    values = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])
+    found, samples, views = align_views(values, sample, view)
+    assert (samples, views) == (["t1", "t2"], ["A", "B"])
+    assert found[:, :, 0].tolist() == [[3, 2], [1, 4]] and found.shape == (2, 2, 2)
+    with pytest.raises(DataError, match=r"one row in every view\n  t1 in A: 2 rows\n  t1 in B: 0 rows"):
+        align_views(values, sample, ["A", "A", "A", "B"])
