@@ -121,7 +121,7 @@ def draw_splits(design: Design, rng: np.random.Generator) -> Drawn:
     if half < design.splits - 1:
         raise DataError(
             f"{design.splits} splits need {2 * design.splits - 2} {'cases' if design.by_case else 'patches'} of each "
-            f"class from each domain in training, and some cell has {2 * half + 1} at most",
+            f"class from each domain in training, and some cell has at most {2 * half + 1}",
             f"fewer splits, or other domains than {' and '.join(design.domains)}",
         )
     shifts = np.rint(np.linspace(0, half, design.splits)).astype(np.int64)

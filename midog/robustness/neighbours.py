@@ -16,7 +16,7 @@ BLOCK = 1 << 24
 def shortest_list(group: ArrayLike) -> int:
     """How many candidates the patch with the fewest has: those of all other groups. The largest k that can be asked."""
     index, groups = case_index(group)
-    return len(index) - int(np.bincount(index, minlength=groups).max())
+    return len(index) - int(np.bincount(index, minlength=groups).max(initial=0))
 
 
 def neighbours(features: ArrayLike, group: ArrayLike, k: int) -> NDArray[np.intp]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from midog.errors import MidogError, unknown
+from midog.errors import DataError, MidogError, unknown
 from midog.metrics import case_index
 from midog.robustness.clustering import clustering_card
 from midog.robustness.features import Features
@@ -56,7 +56,7 @@ def report(
 
     Returns: n, left_out, cases, …, and `arrays`: name → measure → its numbers, or {"problem": why there are none}.
 
-    Raises: UsageError for unknown columns or measures.
+    Raises: UsageError for unknown columns or measures; DataError where no row is left, or features are not finite.
     """
     for name in only:
         if name not in MEASURES:
@@ -65,6 +65,9 @@ def report(
     known = (words[label] != "") & (words[confounder] != "")
     kept = features.subset(known)
     y, c, case = (words[name][known] for name in (label, confounder, group))
+    if not known.any():
+        raise DataError(f"no row has both {label} and {confounder}", "choose other columns")
+    _check_finite(kept)
 
     def measures(x: Floats) -> dict[str, Callable[[], Any]]:
         return {
@@ -96,6 +99,16 @@ def report(
     }
 
 
+def _check_finite(features: Features) -> None:
+    bad = {name: int((~np.isfinite(x).all(axis=1)).sum()) for name, x in features.arrays.items()}
+    if any(bad.values()):
+        raise DataError(
+            "feature vectors are not finite",
+            "leave these rows out, or compute the features again in float32",
+            [f"{name}: {count} of {len(features)}" for name, count in bad.items() if count],
+        )
+
+
 def _tried(compute: Callable[[], Any]) -> Any:
     """A measure that this table does not allow must not cost the others."""
     try:
@@ -122,6 +135,10 @@ def _told(x: Floats, target: Any, case: Any, seed: int) -> dict[str, Any]:
     names = np.unique(target)
     cases = {name: len(np.unique(index[target == name])) for name in names}
     single = [str(name) for name in names if cases[name] < 2]
+    if len(names) - len(single) < 2:
+        raise DataError(
+            "fewer than two levels have two cases or more", "add cases", [f"{k}: {cases[k]}" for k in names]
+        )
     rows = ~np.isin(target, single)
     folds = min([FOLDS, *(count for count in cases.values() if count > 1)])
     return {**predictability(x[rows], target[rows], case[rows], folds, seed).to_dict(), "left_out": single}

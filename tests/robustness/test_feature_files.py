@@ -129,6 +129,28 @@ def test_a_measure_that_a_table_does_not_allow_says_why(features: Features) -> N
     json.dumps(found, allow_nan=False), json.dumps(constant, allow_nan=False)
 
 
+def test_a_table_that_allows_nothing_is_refused_at_once(features: Features) -> None:
+    empty = {**features.columns, "scanner": np.full(144, "", dtype=object)}
+    with pytest.raises(DataError, match="no row has both label and scanner"):
+        report(Features(features.arrays, empty))
+    broken = features.arrays["frozen"].copy()
+    broken[[3, 5], 0] = np.nan
+    with pytest.raises(DataError, match=r"not finite\n  frozen: 2 of 144\n"):
+        report(Features({**features.arrays, "frozen": broken}, features.columns))
+
+
+@pytest.mark.parametrize(("n", "cases"), [(1, 1), (3, 3), (12, 4), (40, 8)])
+def test_tiny_tables_give_numbers_or_reasons_and_never_nan(n: int, cases: int) -> None:
+    at = np.arange(n)
+    numbers = {"label": at // 2 % 2, "scanner": at % 2, "case": at % cases}
+    words = {name: values.astype(str).astype(object) for name, values in numbers.items()}
+    found = report(Features({"x": np.random.default_rng(n).normal(size=(n, 4))}, words), effort=QUICK)
+    json.dumps(found, allow_nan=False)
+    measures = found["arrays"]["x"]
+    assert all("problem" in measures[name] or measures[name] for name in MEASURES)
+    assert "problem" in measures["drop"] and ("problem" in measures["paired"]) == (n < 40)
+
+
 def test_real_embeddings_are_in_a_layout_that_is_read() -> None:
     found = read_features(real_embeddings())
     assert len(found) == 9687 and found.arrays["X"].shape == (9687, 192)
