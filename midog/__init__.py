@@ -13,6 +13,7 @@ __all__ = [
     "compare_grid",
     "compare_results",
     "load_bundle",
+    "member_features",
     "open_run",
     "read_patches",
     "train_grid",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from midog.bundle import Bundle
     from midog.data.checks import Checked
     from midog.data.patches import PatchTable
+    from midog.robustness.features import Features
     from midog.run import Run
 
 
@@ -172,3 +173,18 @@ def pack_bundle(blend: Path | str, out: Path | str, pretrained: Path | str | Non
     from midog import bundle
 
     return bundle.pack(Path(blend), Path(out), pretrained)
+
+
+def member_features(run: Path | str, fold: int = 0, pretrained: Path | str | None = None) -> Features:
+    """Features of a fold model beside those of its frozen backbone, on the patches that it never saw.
+
+    Args:
+        run: a run (its first member), or RUN:MEMBER.
+        fold: number of the fold model.
+        pretrained: where the backbone's weights lie, as in training; None takes them from MIDOG_WEIGHTS.
+    """
+    from ensemble.oof import split_spec
+    from midog import fold_features
+
+    folder, member = split_spec(str(run))
+    return fold_features.member_features(folder, member, fold, None if pretrained is None else Path(pretrained))

@@ -14,6 +14,7 @@ import typer
 from midog.bench_cli import bench_app
 from midog.container_cli import container_app
 from midog.errors import CheckFailed, MidogError, UsageError
+from midog.features_cli import features
 from midog.models_cli import models_app
 from midog.terminal import Json, note, show, wrote
 from midog.train_cli import Pretrained, SetOption, recipes_app, status, train
@@ -224,6 +225,9 @@ def evaluate(
     show(result.metrics(), result.text(), as_json)
     if not result.official:
         raise CheckFailed("the official evaluator would have refused this", "see the problems above")
+
+
+app.command(rich_help_panel=LOOK)(features)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -1,0 +1,52 @@
+"""Feature vectors of many patches: what a network's head is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from midog.models.heads.linear import pool_features
+from midog.models.predict import autocast, pick_device, pick_precision
+from midog.progress import steps
+
+if TYPE_CHECKING:
+    from midog.models.classifier import Classifier
+
+BATCH = 16
+"""Images per forward: small, so that the largest backbone fits beside another."""
+
+
+def pooled_features(
+    model: Classifier, patches: Any, device: str | torch.device = "auto", precision: str = "auto", label: str = ""
+) -> NDArray[np.float32]:
+    """Pooled features of each patch, before the head.
+
+    Args:
+        model: the classifier; it is moved to `device` and put in eval mode while this runs.
+        patches: (n, 128, 128, 3) uint8 RGB, or anything with `len` that an index array turns into that (`Pixels`).
+        device, precision: see `predict.pick_device` and `predict.pick_precision`.
+        label: text beside the progress bar.
+
+    Returns: (n, width) float32.
+    """
+    device = pick_device(device)
+    dtype = pick_precision(device, precision)
+    was_training = model.training
+    model.to(device).eval()
+    parts = []
+    try:
+        with steps(label, len(patches)) as step, torch.inference_mode():
+            for start in range(0, len(patches), BATCH):
+                x = model.prepare(np.asarray(patches[np.arange(start, min(start + BATCH, len(patches)))]))
+                x = x.contiguous(memory_format=model.format)
+                with autocast(x.device, dtype):
+                    pooled = pool_features(model.backbone, x, model.network.backbone.pooling)
+                parts.append(pooled.float().cpu().numpy())
+                for _ in range(len(x)):
+                    step("")
+    finally:
+        model.train(was_training)
+    return np.concatenate(parts)
