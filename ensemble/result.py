@@ -25,7 +25,8 @@ OOF_BLEND_FILE = "oof_blend.csv"
 INTERVALS = ("balanced_accuracy", "sensitivity", "specificity", "roc_auc", "log_loss")
 CALIBRATION_NOTE = (
     "weights, shift, temperature and threshold are fitted on logits of single fold models, each on the cases it never "
-    "saw, and are used on the mean logit of all fold models: measure it on held-out cases"
+    "saw, and are used on the mean logit of all fold models: measure it on held-out cases (the operating point fast uses "
+    "one fold model, as its scores do)"
 )
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = (
     "shift, temperature and threshold were fitted on out-of-fold logits, each from a single fold model; they are used "
-    "here on the mean of a member's fold models, which only scores on held-out cases can measure"
+    "here on the mean of a member's fold models, which only scores on held-out cases can measure; operating point fast "
+    "uses one fold model, as its scores do"
 )
 
 LOCK = ".lock"

@@ -71,6 +71,7 @@ def choose_use(environment: Mapping[str, str], points: Mapping[str, OperatingPoi
             sets = [f"{name}: {', '.join(point.members)}" for name, point in points.items()]
             problem = f"{TRACK2.members_variable}={','.join(names)} has no operating point"
             raise UsageError(problem, f"choose one of these with {TRACK2.use_variable}", sets)
+        fitting.sort(key=lambda name: points[name].fold_models != 0)  # members named are meant with all fold models
         use = next((name for name in fitting if not name.endswith("/1")), fitting[0])
     if environment.get(TRACK2.views_variable) == "1" and not use.endswith("/1") and points_have_one(use, points):
         use = f"{use}/1"
@@ -150,7 +151,8 @@ def banner(bundle: Bundle, model: Path) -> str:
     else:
         parts.append(f"device cpu, {torch.get_num_threads()} threads")
     parts += [f"model {plain(model)}", f"sha256 {bundle.digest}"]
-    parts.append(f"use {plain(bundle.point.name)}: {len(bundle.point.members)} members, views {bundle.point.views}")
+    answering = f"{len(bundle.point.members)} members, views {bundle.point.views}, {about['fold_models']} fold models"
+    parts.append(f"use {plain(bundle.point.name)}: {answering}")
     return "; ".join(parts)
 
 

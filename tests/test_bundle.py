@@ -349,7 +349,7 @@ def test_an_answer_is_the_blend_of_its_fold_models(tiny_folder, use):
                 VIEW_SETS[bundle.point.views],
                 "cpu",
             )
-            for k in range(2)
+            for k in range(1 if use == "fast" else 2)
         ]
         columns.append(np.mean([fold.mean(axis=1) for fold in folds], axis=0))
     z = combine(bundle.point, np.stack(columns, axis=1))
@@ -357,6 +357,17 @@ def test_an_answer_is_the_blend_of_its_fold_models(tiny_folder, use):
     assert np.array_equal(result.confidence, confidence(bundle.point, result.logit))
     assert np.array_equal(result.atypical, decide(bundle.point, result.confidence))
     assert len(set(np.round(result.logit, 6))) == 5
+
+
+def test_fast_asks_one_fold_model_and_says_so(tiny_folder, copied):
+    fast = open_bundle(tiny_folder, use="fast")
+    assert fast.fold_files() == {"vit": ["members/vit/fold_0.safetensors"]}
+    assert fast.about()["fold_models"] == 1 and open_bundle(tiny_folder).about()["fold_models"] == 6
+    # The other fold model may be anything: it is not even opened.
+    alone = fast.predict(draw_patches(3)).logit
+    replaced = open_bundle(copied, use="fast")
+    (copied / "members/vit/fold_1.safetensors").write_bytes(b"nothing")
+    assert replaced.predict(draw_patches(3)).logit.tobytes() == alone.tobytes()
 
 
 def test_permuted_images_permute_the_answers_and_company_does_not_matter(bundle):

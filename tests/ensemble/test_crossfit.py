@@ -132,6 +132,8 @@ def test_operating_points(kept_run: Path) -> None:
     assert points["without:noise"].members == ("good", "fair")
     kept = [result.weights["good"], result.weights["fair"]]
     np.testing.assert_allclose(points["without:noise"].weights, np.array(kept) / sum(kept))
+    assert [name for name, point in points.items() if point.fold_models] == ["fast", "fast/1"]
+    assert points["fast"].fold_models == 1
     for name, point in points.items():
         assert point.name == name and sum(point.weights) == pytest.approx(1)
 
