@@ -25,7 +25,7 @@ OOF_BLEND_FILE = "oof_blend.csv"
 INTERVALS = ("balanced_accuracy", "sensitivity", "specificity", "roc_auc", "log_loss")
 CALIBRATION_NOTE = (
     "weights, shift, temperature and threshold are fitted on logits of single fold models, each on the cases it never "
-    "saw, and are used on the mean logit of all fold models: measure it on held-out cases (the operating point fast uses "
+    "saw, and are used on the mean logit of all fold models: measure it on held-out cases (operating point fast uses "
     "one fold model, as its scores do)"
 )
 
@@ -144,7 +144,7 @@ class BlendResult:
         table = self.oof.table
         return {
             "settings": asdict(self.settings),
-            "members": [_member(source, folder) for source in self.oof.sources],
+            "members": [_member(s, folder, self.settings.fold_models.get(s.name)) for s in self.oof.sources],
             "weights": {kind: self._named(w) for kind, w in self.full.weights.items()},
             "shrinkage": {
                 "strength": self.full.strength,
@@ -213,9 +213,10 @@ def _fit_content(fit: Fit, result: BlendResult) -> dict[str, Any]:
     }
 
 
-def _member(source: Source, folder: Path) -> dict[str, Any]:
+def _member(source: Source, folder: Path, count: int | None) -> dict[str, Any]:
+    """A member with its first `count` fold models; None: all."""
     folds = {}
-    for k in range(len(source.run.fold_names)):
+    for k in range(len(source.run.fold_names[:count])):
         model = source.run.fold_folder(source.member, k)
         done = read_json(model / "done.json")
         folds[str(k)] = {"path": _relative(model / "model.safetensors", folder), "sha256": str(done["model_sha256"])}

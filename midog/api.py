@@ -131,16 +131,19 @@ def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: 
     Args:
         runs: runs or members of runs.
         folder: where finished trials are kept, so that an interrupted search continues; write the result there.
-        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`); what is not given
-            (or None) comes from the first run's recipe.
+        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`, `fold_models`); what is
+            not given (or None) comes from the first run's recipe.
     """
     from ensemble import crossfit
-    from ensemble.oof import split_spec
+    from ensemble.oof import find_sources
 
     names = [str(run) for run in runs]
     chosen = {key: value for key, value in settings.items() if value is not None}
-    stored = open_run(split_spec(names[0])[0]).recipe.get("blend", {}) if names else {}
-    return crossfit.blend_runs(names, crossfit.BlendSettings(**{**stored, **chosen}), folder)
+    sources = find_sources(names)
+    stored = dict(sources[0].run.recipe.get("blend", {}))
+    counts = dict(stored.pop("fold_models", {}))  # by the member's name in its run; members left out have no say
+    own = {s.name: counts[s.member] for s in sources if s.run.path == sources[0].run.path and s.member in counts}
+    return crossfit.blend_runs(names, crossfit.BlendSettings(**{"fold_models": own, **stored, **chosen}), folder)
 
 
 def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: Path | str | None = None) -> Comparison:

@@ -183,6 +183,20 @@ def test_a_blend_fitted_by_the_ensemble_packs_and_answers_at_every_point(tmp_pat
     assert str(tmp_path) not in (bundle.folder / "blend.json").read_text()
 
 
+def test_a_bundle_of_few_fold_models_holds_and_asks_only_these(tmp_path):
+    table = make_table(tmp_path / "patches", 40)
+    run = make_run(tmp_path / "run", table)
+    blend_runs([str(run)], BlendSettings(kind="equal", trials=5, fold_models={"vit": 1, "probe": 1})).write(
+        tmp_path / "b"
+    )
+    bundle = open_bundle(pack(tmp_path / "b", tmp_path / "model.tar.gz"))
+    held = sorted(name for name in bundle.manifest["files"] if name.startswith("members/"))
+    assert held == [
+        f"members/{name}.safetensors" for name in ("effnet/fold_0", "effnet/fold_1", "probe/fold_0", "vit/fold_0")
+    ]
+    assert bundle.about()["fold_models"] == 4 and np.isfinite(bundle.predict(draw_patches(2)).logit).all()
+
+
 # ------------------------------------------------------------------------------------------------------------ opening
 
 
