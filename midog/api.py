@@ -160,8 +160,12 @@ def compare_grid(*runs: Path | str, by: str | None = None) -> Ablation:
     return ablation.compare_grid([str(run) for run in runs], by=by)
 
 
-def load_bundle(path: Path | str, use: str = "full") -> Bundle:
-    """Open a bundle (`model.tar.gz` or unpacked) at an operating point; `.predict(images, mpp=0.25)` classifies."""
+def load_bundle(path: Path | str = "default", use: str = "full") -> Bundle:
+    """Open a bundle at an operating point; `.predict(images, mpp=0.25)` classifies.
+
+    `path`: `model.tar.gz`, an unpacked folder, or the word `default`: the ensemble that ships (a folder of that name is
+    `./default`).
+    """
     from midog import bundle
 
     return bundle.open_bundle(path, use=use)

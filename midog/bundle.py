@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import BLEND_FILE, Blend, OperatingPoint, combine, confidence, decide, read_blend
-from midog.archive import MANIFEST_FILE, locate, parse_manifest, read_manifest, unpack_to_temporary, verify
+from midog.archive import MANIFEST_FILE, bundle_path, locate, parse_manifest, read_manifest, unpack_to_temporary, verify
 from midog.deadline import Clock, OutOfTime
 from midog.errors import DataError, UsageError, WeightsError
 from midog.files import sha256_bytes
@@ -48,15 +48,15 @@ def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bu
     """Open a bundle, an archive or an unpacked folder, after checking every file against its manifest.
 
     Args:
-        path: model.tar.gz (unpacked to a temporary folder), or a folder with manifest.json at its top or in its only
-            sub-folder.
+        path: model.tar.gz (unpacked to a temporary folder), a folder with manifest.json at its top or in its only
+            sub-folder, or the word `default`: the bundle that ships with the package.
         use: operating point.
         device: auto, cpu, cuda, …
 
     Raises: WeightsError when it is no bundle, damaged, incomplete or newer than this release; ContractError when an
         archive is unsafe to unpack; UsageError for an operating point it does not have.
     """
-    path = Path(path)
+    path = bundle_path(path)
     holder, hashes, folder = None, None, locate(path)
     if path.is_file():
         holder, unpacked = unpack_to_temporary(path)

@@ -187,7 +187,7 @@ def bundle(
 
 @app.command(rich_help_panel=SUBMIT)
 def predict(
-    bundle: Annotated[str, typer.Argument(help="A bundle: archive or folder.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle: archive, folder, or `default`, which ships.")],
     what: Annotated[Path, typer.Argument(help="A patch table, a folder of images, a stack, or a job folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write: patch_id,logit,confidence,class.")],
     use: Annotated[str, typer.Option(help="Operating point: full, fast, only:MEMBER, …, each also with /1.")] = "full",
@@ -197,7 +197,7 @@ def predict(
     from midog import api
     from submission.predict import predict_what
 
-    if Path(what).suffix == ".gz" or Path(bundle).suffix == ".csv":
+    if what.suffix == ".gz" or Path(bundle).suffix == ".csv" or (str(what) == "default" and not what.exists()):
         raise UsageError("the arguments are swapped", f"midog predict {what} {bundle} -o {out}")
     result = predict_what(api.load_bundle(bundle, use=use), what, split=split)
     for line in result.notes:
@@ -211,7 +211,7 @@ def evaluate(
     truth: Annotated[Path, typer.Argument(help="Labels: a patch table or data set; for a folder ground_truth.json.")],
     by: Annotated[By, typer.Option(help="Scores by these, beside the overall ones.")] = By.domain,
     split: Annotated[str | None, typer.Option(help="Only this split of the truth: train or test.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle whose training patches are to be recognised.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Bundle whose training patches are to be recognised.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the official metrics.json object.")] = False,
 ) -> None:
     """The challenge's metrics, overall and by domain, with case-bootstrap intervals."""
