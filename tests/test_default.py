@@ -115,4 +115,4 @@ def test_an_image_holds_the_bundle_it_is_built_for_and_no_other(tiny_folder, tin
 def test_a_plain_docker_build_leaves_it_out():
     lines = (container.ROOT / ".dockerignore").read_text().splitlines()
     assert lines.index("!midog") < lines.index(container.DEFAULT_BUNDLES)  # the later pattern counts
-    assert container.ROOT / container.DEFAULT_BUNDLES == archive.DEFAULT_FOLDER.parent
+    assert archive.DEFAULT_FOLDER.parent == container.ROOT / container.DEFAULT_BUNDLES
