@@ -16,6 +16,7 @@ from ensemble.blend import BLEND_FILE, OperatingPoint
 from ensemble.crossfit import KINDS, STRENGTHS, BlendSettings, Fit, Predictions
 from ensemble.oof import OofSet, Source
 from ensemble.predictions import EVERYTHING, Scored, group_words, write_scored
+from ensemble.thresholds import Thresholds, threshold_content, unseen_domains
 from midog.errors import unknown
 from midog.files import read_json, write_json
 from midog.metrics import Interval, Scores, bootstrap_by_case, scores
@@ -100,6 +101,12 @@ class BlendResult:
         raw = scores(y, cross.confidence[rows], cross.logit[rows] >= 0).balanced_accuracy
         return Row(name, group, own, own_intervals, seen, seen_intervals, raw)
 
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        """What the operating point `full` costs in domains it has never seen; None where there is but one domain."""
+        words, found = group_words(self.oof.table, "domain"), self.cross_fitted[self.settings.kind]
+        return unseen_domains(found.logit, self.oof.labels, self.oof.cases, words, self.part)
+
     def table(self, by_domain: bool = True) -> list[dict[str, Any]]:
         """Rows to print: cross-fitted scores with 95 % case-bootstrap intervals, in-sample ones beside them."""
         return [_plain_row(row) for row in self.rows if by_domain or row.group == EVERYTHING]
@@ -155,6 +162,7 @@ class BlendResult:
             "patches": len(table),
             "cases": len(set(self.oof.cases)),
             "scores": [_row_content(row) for row in self.rows],
+            "thresholds": threshold_content(self.thresholds),
             "cross_fit": {"parts": len(self.outer), "fits": [_fit_content(fit, self) for fit in self.outer]},
             "calibration": CALIBRATION_NOTE,
             "data_hash": table.data_hash,
