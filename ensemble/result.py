@@ -23,6 +23,7 @@ from midog.metrics import Interval, Scores, bootstrap_by_case, scores
 from midog.provenance import provenance
 
 OOF_BLEND_FILE = "oof_blend.csv"
+OOF_FAST_FILE = "oof_fast.csv"
 INTERVALS = ("balanced_accuracy", "sensitivity", "specificity", "roc_auc", "log_loss")
 CALIBRATION_NOTE = (
     "weights, shift, temperature and threshold are fitted on logits of single fold models, each on the cases it never "
@@ -134,16 +135,20 @@ class BlendResult:
         chosen = name or self.settings.kind
         if chosen not in self.cross_fitted:
             raise unknown("member or kind", chosen, self.cross_fitted)
-        value = self.cross_fitted[chosen]
-        return Scored(chosen, self.oof.table, value.logit, value.confidence, value.predicted, self.oof.folds)
+        return self._scored(chosen, self.cross_fitted[chosen])
+
+    def _scored(self, name: str, found: Predictions) -> Scored:
+        return Scored(name, self.oof.table, found.logit, found.confidence, found.predicted, self.oof.folds)
 
     def write(self, folder: Path | str) -> Path:
-        """Write oof_blend.csv (cross-fitted predictions with their truth) and, last, blend.json; returns its path.
+        """Write oof_blend.csv and oof_fast.csv (cross-fitted predictions of `full` and `fast` with their truth) and,
+        last, blend.json; returns its path.
 
         Equal blends give equal bytes: no time is written.
         """
         folder = Path(folder)
         write_scored(folder / OOF_BLEND_FILE, self.scored())
+        write_scored(folder / OOF_FAST_FILE, self._scored("fast", self.point_predictions["fast"]))
         return write_json(folder / BLEND_FILE, self.content(folder))
 
     def content(self, folder: Path) -> dict[str, Any]:

@@ -172,10 +172,11 @@ def load_bundle(path: Path | str = "default", use: str = "full") -> Bundle:
 
 
 def pack_bundle(blend: Path | str, out: Path | str, pretrained: Path | str | None = None) -> Path:
-    """Write the bundle of a blend: everything inference needs, byte-identical when repeated.
+    """Write the bundle of a blend: everything inference needs and its model card, byte-identical when repeated.
 
     `pretrained` is where the backbones' weights lie, as in training; None takes them from MIDOG_WEIGHTS.
     """
     from midog import bundle
+    from midog.report.card import model_card
 
-    return bundle.pack(Path(blend), Path(out), pretrained)
+    return bundle.pack(Path(blend), Path(out), pretrained, model_card(blend))

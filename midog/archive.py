@@ -20,6 +20,7 @@ from midog.errors import ContractError, MidogError, UsageError, WeightsError
 from midog.files import SCHEMA_VERSION, atomic, check_schema, sha256_file
 
 MANIFEST_FILE = "manifest.json"
+CARD_FILE = "MODEL_CARD.md"
 KIND = "midog bundle"
 LEVEL = 1
 """Of gzip: weights hardly shrink, and a higher level takes minutes for a hundredth of the size."""

@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import BLEND_FILE, Blend, OperatingPoint, combine, confidence, decide, read_blend
-from midog.archive import MANIFEST_FILE, bundle_path, locate, parse_manifest, read_manifest, unpack_to_temporary, verify
+from midog.archive import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    bundle_path,
+    locate,
+    parse_manifest,
+    read_manifest,
+    unpack_to_temporary,
+    verify,
+)
 from midog.deadline import Clock, OutOfTime
 from midog.errors import DataError, UsageError, WeightsError
 from midog.files import sha256_bytes
@@ -37,11 +46,11 @@ nominal 0.25 µm/px is 0.248 to 0.252)."""
 Images = Sequence[NDArray[np.uint8] | None]
 
 
-def pack(blend_folder: Path | str, out: Path | str, weights: Path | str | None = None) -> Path:
+def pack(blend_folder: Path | str, out: Path | str, weights: Path | str | None = None, card: str = "") -> Path:
     """Write the bundle of a blend, byte-identical when repeated; see `packing.pack_blend`."""
     from midog.packing import pack_blend
 
-    return pack_blend(blend_folder, out, None if weights is None else Path(weights))
+    return pack_blend(blend_folder, out, None if weights is None else Path(weights), card)
 
 
 def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bundle:
@@ -92,6 +101,11 @@ class Bundle:
     def at(self, use: str) -> Bundle:
         """The same bundle at another operating point. Raises: UsageError with the nearest name."""
         return replace(self, point=self.blend.point(use))
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown; "" where the bundle was packed without one."""
+        return (self.folder / CARD_FILE).read_text("utf-8") if CARD_FILE in self.manifest["files"] else ""
 
     @property
     def prevalence(self) -> float:
