@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def unseen_domains(
     domains = tuple(cost(name, words == name, ACROSS_LEAST) for _, name in ordered)
     everything = next(iter(left_out.values())).known  # without domains that hold all of a class
     return Thresholds(
-        domains, cost(ALL, everything, 1), _summary(MEAN, domains, np.mean, np.mean), _summary(WORST, domains, min, max)
+        domains, cost(ALL, everything, 1), _summary(MEAN, domains, fmean, fmean), _summary(WORST, domains, min, max)
     )
 
 

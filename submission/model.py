@@ -86,7 +86,7 @@ def points_have_one(use: str, points: Mapping[str, OperatingPoint]) -> bool:
 def lighter_points(point: OperatingPoint, points: Mapping[str, OperatingPoint]) -> list[OperatingPoint]:
     """What a time budget may walk down to from `point`, in this order: fewer views, fewer members, fewer of both.
 
-    Only points whose members are among its own; `fast/1` ends the walk.
+    Only points whose members are among its own; `fast/1`, a single fold model, ends the walk.
     """
     one_view = f"{point.name.removesuffix('/1')}/1"
     tops = sorted((name for name in points if name.startswith("top:")), key=lambda name: -int(name[4:].split("/")[0]))

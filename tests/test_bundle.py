@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -489,6 +490,18 @@ def test_result_is_written_in_input_order_and_reads_back_exactly(bundle, tiny_ta
     assert about["seen_in_training"] == [p.patch_id for p in tiny_table if p.split == "train"]
     assert about["sha256"] == sha256_file(path)
     assert [row["patch_id"] for row in result.table()] == list(tiny_table.ids)
+
+
+def test_a_notebook_shows_figure_and_table(bundle):
+    result = bundle.predict(draw_patches(26, seed=8), ids=[f"<{at}>" for at in range(26)])
+    html = result._repr_html_()
+    assert html.startswith(f"<p>26 patches, {int(result.atypical.sum())} atypical; operating point full</p>")
+    picture = html.split("base64,", 1)[1].split('"', 1)[0]
+    assert np.asarray(Picture.open(io.BytesIO(base64.b64decode(picture)))).std() > 10
+    assert html.count("<tr>") == 1 + 24 and "and 2 more" in html
+    assert "<td>&lt;0&gt;</td>" in html and f"<td>{result.confidence[0]:.3f}</td>" in html
+    assert Picture.open(io.BytesIO(result.figure()._repr_png_())).format == "PNG"
+    assert "0 patches" in bundle.predict([], mpp=None)._repr_html_()
 
 
 def test_figure_shows_the_patches(bundle, tmp_path):
