@@ -12,9 +12,18 @@ from midog.report.findings import Findings
 from midog.report.markup import Drawing, Section, table_html
 from midog.report.text import text_table
 
+SHORT = {
+    "best BA": "best",
+    "pooled BA": "pooled",
+    "pooled regret": "regret",
+    "across BA": "across",
+    "across regret": "regret ",
+    "pooled by case": "pooled*",
+    "across by case": "across*",
+}
 EXPLAINED = (
-    "shift, temperature and threshold fitted without the domain, by both rules (`by case`: the regret when fitted on "
-    "other cases of it too); regret = best BA of any one threshold - BA; fewer than ten patches of a class: no numbers"
+    "BA with shift, temperature and threshold fitted on the other domains by either rule; regret = best BA of any one\n"
+    "threshold - BA; * the regret when fitted by case, the domain seen; fewer than ten patches of a class: no numbers"
 )
 
 
@@ -22,7 +31,8 @@ def threshold_text(found: Thresholds | None) -> str:
     """The table and what its columns are."""
     if found is None:
         return ONE_DOMAIN
-    return f"domains never seen\n{text_table(threshold_table(found))}\n\n{EXPLAINED}"
+    rows = [{SHORT.get(name, name): value for name, value in row.items()} for row in threshold_table(found)]
+    return f"domains never seen\n{text_table(rows)}\n\n{EXPLAINED}"
 
 
 def threshold_section(found: Findings) -> Section | None:
