@@ -2,7 +2,7 @@
 
     z = Σ wᵢ zᵢ     confidence = sigmoid((z - shift) / temperature)     atypical iff confidence ≥ threshold
 
-zᵢ is a member's logit of *atypical*: the mean of its fold models and of the operating point's views. Every kind of
+zᵢ is a member's logit of *atypical*: the mean of the operating point's fold models and views. Every kind of
 blend is written in this one formula. Weights of `equal` and `tuned` blends lie on the simplex; those of a `stack` may
 be negative and are scaled to Σ|wᵢ| = 1, its intercept and scale being taken up by shift and temperature.
 """
@@ -31,7 +31,8 @@ SATURATED = 700.0
 class OperatingPoint:
     """A named set of members and views with the calibration and threshold that were fitted for exactly that set.
 
-    `weights` has one number per member; `views` a set of `augment.views.VIEW_SETS`; `threshold` is a confidence.
+    `weights` has one number per member; `views` a set of `augment.views.VIEW_SETS`; `threshold` is a confidence;
+    `fold_models` how many of each member's fold models answer, the first ones; 0: all.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OperatingPoint:
     shift: float
     temperature: float
     threshold: float
+    fold_models: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         whole = asdict(self)
@@ -170,6 +172,7 @@ def _point(name: str, entry: Mapping[str, Any]) -> OperatingPoint:
         shift=float(entry["shift"]),
         temperature=float(entry["temperature"]),
         threshold=float(entry["threshold"]),
+        fold_models=int(entry.get("fold_models", 0)),
     )
 
 
@@ -184,5 +187,6 @@ def _point_problems(point: OperatingPoint, members: set[str]) -> list[str]:
         "holds a number that is not finite": all(map(math.isfinite, numbers)),
         f"has temperature {point.temperature}, which must be positive": point.temperature > 0,
         f"has threshold {point.threshold}, which must be 0 to 1": 0 <= point.threshold <= 1,
+        f"has {point.fold_models} fold models, which must be 0 (all) or more": point.fold_models >= 0,
     }
     return [f"operating point {point.name} {text}" for text, kept in rules.items() if not kept]

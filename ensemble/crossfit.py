@@ -7,9 +7,9 @@ chosen by another cross-fit over the cases that are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -53,6 +53,8 @@ class BlendSettings:
     trials: Optuna's, for the fit on all cases; cross-fits get a tenth, but 100 where there are as many.
     views: a set of `augment.views.VIEW_SETS`, averaged for each patch.
     threshold: pooled, or across = serves each domain alike.
+    fold_models: how many of a member's fold models, the first ones, go into the blend and its bundle; absent: all.
+        Scores are those of out-of-fold logits, which all fold models give.
     """
 
     kind: Kind = "tuned"
@@ -60,6 +62,7 @@ class BlendSettings:
     views: Views = "none"
     threshold: Threshold = "pooled"
     seed: int = 0
+    fold_models: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", Kind), ("views", Views), ("threshold", Threshold)):
@@ -70,6 +73,9 @@ class BlendSettings:
                 f"blend trials {self.trials}, seed {self.seed}: at least one trial and a seed from 0 are needed",
                 "trials: 2000, seed: 0",
             )
+        few = [f"{name}: {count}" for name, count in self.fold_models.items() if count < 1]
+        if few:
+            raise UsageError(f"blend fold_models {', '.join(few)}: at least one of a member's is needed", "1 or more")
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,13 @@ def blend_oof(oof: OofSet, settings: BlendSettings, folder: Path | str | None = 
     from ensemble.search import open_journal
     from midog.files import lock, sha256_bytes
 
+    for name in settings.fold_models:
+        if name not in oof.names:
+            raise unknown("member in blend fold_models", name, oof.names)
     rows = blend_rows(oof, settings)
     part = case_parts(rows.case, rows.label, seed=settings.seed)
     identity = {
-        "settings": asdict(settings),
+        "settings": {name: value for name, value in asdict(settings).items() if name != "fold_models"},
         "names": rows.names,
         "logits": sha256_bytes(np.ascontiguousarray(rows.logits[settings.views]).tobytes()),
         "labels": sha256_bytes(rows.label.tobytes()),

@@ -1,7 +1,7 @@
 """Operating points: named sets of members and views, each with its own calibration and threshold.
 
     full         every member that has a weight
-    fast         the best single member, one view
+    fast         the best single member, one view, one fold model: what an out-of-fold score is the score of
     only:<m>     one member                        without:<m>  all but one
     top:<k>      the k members of greatest weight
     …/1          each of them with one view
@@ -68,7 +68,7 @@ def operating_points(weights: Floats, views: str, rows: Rows) -> dict[str, Opera
         key = (members, part, seen)
         if key not in fitted:
             fitted[key] = fit_point(name, members, part, seen, rows)
-        return replace(fitted[key], name=name)
+        return replace(fitted[key], name=name, fold_models=int(name.removesuffix(ONE_VIEW) == "fast"))
 
     single = [log_loss_of(fit("", [at], "none"), rows) for at in range(len(rows.names))]
     points: dict[str, OperatingPoint] = {}

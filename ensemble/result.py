@@ -16,16 +16,19 @@ from ensemble.blend import BLEND_FILE, OperatingPoint
 from ensemble.crossfit import KINDS, STRENGTHS, BlendSettings, Fit, Predictions
 from ensemble.oof import OofSet, Source
 from ensemble.predictions import EVERYTHING, Scored, group_words, write_scored
+from ensemble.thresholds import Thresholds, threshold_content, unseen_domains
 from midog.errors import unknown
 from midog.files import read_json, write_json
 from midog.metrics import Interval, Scores, bootstrap_by_case, scores
 from midog.provenance import provenance
 
 OOF_BLEND_FILE = "oof_blend.csv"
+OOF_FAST_FILE = "oof_fast.csv"
 INTERVALS = ("balanced_accuracy", "sensitivity", "specificity", "roc_auc", "log_loss")
 CALIBRATION_NOTE = (
     "weights, shift, temperature and threshold are fitted on logits of single fold models, each on the cases it never "
-    "saw, and are used on the mean logit of all fold models: measure it on held-out cases"
+    "saw, and are used on the mean logit of all fold models: measure it on held-out cases (operating point fast uses "
+    "one fold model, as its scores do)"
 )
 
 
@@ -99,6 +102,12 @@ class BlendResult:
         raw = scores(y, cross.confidence[rows], cross.logit[rows] >= 0).balanced_accuracy
         return Row(name, group, own, own_intervals, seen, seen_intervals, raw)
 
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        """What the operating point `full` costs in domains it has never seen; None where there is but one domain."""
+        words, found = group_words(self.oof.table, "domain"), self.cross_fitted[self.settings.kind]
+        return unseen_domains(found.logit, self.oof.labels, self.oof.cases, words, self.part)
+
     def table(self, by_domain: bool = True) -> list[dict[str, Any]]:
         """Rows to print: cross-fitted scores with 95 % case-bootstrap intervals, in-sample ones beside them."""
         return [_plain_row(row) for row in self.rows if by_domain or row.group == EVERYTHING]
@@ -126,16 +135,20 @@ class BlendResult:
         chosen = name or self.settings.kind
         if chosen not in self.cross_fitted:
             raise unknown("member or kind", chosen, self.cross_fitted)
-        value = self.cross_fitted[chosen]
-        return Scored(chosen, self.oof.table, value.logit, value.confidence, value.predicted, self.oof.folds)
+        return self._scored(chosen, self.cross_fitted[chosen])
+
+    def _scored(self, name: str, found: Predictions) -> Scored:
+        return Scored(name, self.oof.table, found.logit, found.confidence, found.predicted, self.oof.folds)
 
     def write(self, folder: Path | str) -> Path:
-        """Write oof_blend.csv (cross-fitted predictions with their truth) and, last, blend.json; returns its path.
+        """Write oof_blend.csv and oof_fast.csv (cross-fitted predictions of `full` and `fast` with their truth) and,
+        last, blend.json; returns its path.
 
         Equal blends give equal bytes: no time is written.
         """
         folder = Path(folder)
         write_scored(folder / OOF_BLEND_FILE, self.scored())
+        write_scored(folder / OOF_FAST_FILE, self._scored("fast", self.point_predictions["fast"]))
         return write_json(folder / BLEND_FILE, self.content(folder))
 
     def content(self, folder: Path) -> dict[str, Any]:
@@ -143,7 +156,7 @@ class BlendResult:
         table = self.oof.table
         return {
             "settings": asdict(self.settings),
-            "members": [_member(source, folder) for source in self.oof.sources],
+            "members": [_member(s, folder, self.settings.fold_models.get(s.name)) for s in self.oof.sources],
             "weights": {kind: self._named(w) for kind, w in self.full.weights.items()},
             "shrinkage": {
                 "strength": self.full.strength,
@@ -154,6 +167,7 @@ class BlendResult:
             "patches": len(table),
             "cases": len(set(self.oof.cases)),
             "scores": [_row_content(row) for row in self.rows],
+            "thresholds": threshold_content(self.thresholds),
             "cross_fit": {"parts": len(self.outer), "fits": [_fit_content(fit, self) for fit in self.outer]},
             "calibration": CALIBRATION_NOTE,
             "data_hash": table.data_hash,
@@ -212,9 +226,10 @@ def _fit_content(fit: Fit, result: BlendResult) -> dict[str, Any]:
     }
 
 
-def _member(source: Source, folder: Path) -> dict[str, Any]:
+def _member(source: Source, folder: Path, count: int | None) -> dict[str, Any]:
+    """A member with its first `count` fold models; None: all."""
     folds = {}
-    for k in range(len(source.run.fold_names)):
+    for k in range(len(source.run.fold_names[:count])):
         model = source.run.fold_folder(source.member, k)
         done = read_json(model / "done.json")
         folds[str(k)] = {"path": _relative(model / "model.safetensors", folder), "sha256": str(done["model_sha256"])}

@@ -132,16 +132,19 @@ def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: 
     Args:
         runs: runs or members of runs.
         folder: where finished trials are kept, so that an interrupted search continues; write the result there.
-        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`); what is not given
-            (or None) comes from the first run's recipe.
+        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`, `fold_models`); what is
+            not given (or None) comes from the first run's recipe.
     """
     from ensemble import crossfit
-    from ensemble.oof import split_spec
+    from ensemble.oof import find_sources
 
     names = [str(run) for run in runs]
     chosen = {key: value for key, value in settings.items() if value is not None}
-    stored = open_run(split_spec(names[0])[0]).recipe.get("blend", {}) if names else {}
-    return crossfit.blend_runs(names, crossfit.BlendSettings(**{**stored, **chosen}), folder)
+    sources = find_sources(names)
+    stored = dict(sources[0].run.recipe.get("blend", {}))
+    counts = dict(stored.pop("fold_models", {}))  # by the member's name in its run; members left out have no say
+    own = {s.name: counts[s.member] for s in sources if s.run.path == sources[0].run.path and s.member in counts}
+    return crossfit.blend_runs(names, crossfit.BlendSettings(**{"fold_models": own, **stored, **chosen}), folder)
 
 
 def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: Path | str | None = None) -> Comparison:
@@ -158,21 +161,26 @@ def compare_grid(*runs: Path | str, by: str | None = None) -> Ablation:
     return ablation.compare_grid([str(run) for run in runs], by=by)
 
 
-def load_bundle(path: Path | str, use: str = "full") -> Bundle:
-    """Open a bundle (`model.tar.gz` or unpacked) at an operating point; `.predict(images, mpp=0.25)` classifies."""
+def load_bundle(path: Path | str = "default", use: str = "full") -> Bundle:
+    """Open a bundle at an operating point; `.predict(images, mpp=0.25)` classifies.
+
+    `path`: `model.tar.gz`, an unpacked folder, or the word `default`: the ensemble that ships (a folder of that name is
+    `./default`).
+    """
     from midog import bundle
 
     return bundle.open_bundle(path, use=use)
 
 
 def pack_bundle(blend: Path | str, out: Path | str, pretrained: Path | str | None = None) -> Path:
-    """Write the bundle of a blend: everything inference needs, byte-identical when repeated.
+    """Write the bundle of a blend: everything inference needs and its model card, byte-identical when repeated.
 
     `pretrained` is where the backbones' weights lie, as in training; None takes them from MIDOG_WEIGHTS.
     """
     from midog import bundle
+    from midog.report.card import model_card
 
-    return bundle.pack(Path(blend), Path(out), pretrained)
+    return bundle.pack(Path(blend), Path(out), pretrained, model_card(blend))
 
 
 def member_features(run: Path | str, fold: int = 0, pretrained: Path | str | None = None) -> Features:

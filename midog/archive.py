@@ -20,12 +20,20 @@ from midog.errors import ContractError, MidogError, UsageError, WeightsError
 from midog.files import SCHEMA_VERSION, atomic, check_schema, sha256_file
 
 MANIFEST_FILE = "manifest.json"
+CARD_FILE = "MODEL_CARD.md"
 KIND = "midog bundle"
 LEVEL = 1
 """Of gzip: weights hardly shrink, and a higher level takes minutes for a hundredth of the size."""
 BLOCK = 1 << 20
 LARGEST_JSON = 64 << 20
 REPACK = "midog bundle BLEND -o model.tar.gz"
+DEFAULT = "default"
+DEFAULT_FOLDER = Path(__file__).parent / "bundles" / DEFAULT
+"""The bundle that ships with the package, unpacked: its files are memory-mapped where they lie."""
+MAKE_DEFAULT = (
+    "midog train default patches.csv -o runs/default && midog blend runs/default -o blends/default && "
+    "midog bundle blends/default -o model.tar.gz"
+)
 
 
 def write_archive(out: Path | str, contents: Mapping[str, Path | bytes]) -> Path:
@@ -51,6 +59,20 @@ def write_archive(out: Path | str, contents: Mapping[str, Path | bytes]) -> Path
                 with content.open("rb") as file:
                     archive.addfile(entry, file)
     return Path(out)
+
+
+def bundle_path(bundle: Path | str) -> Path:
+    """Where a bundle is: the typed word `default` is the one that ships, everything else, `./default` too, is a path.
+
+    Raises: WeightsError when `default` is asked for and this installation has none.
+    """
+    if bundle != DEFAULT:  # a Path never equals a word
+        return Path(bundle)
+    if not (DEFAULT_FOLDER / MANIFEST_FILE).is_file():
+        raise WeightsError(
+            "this installation holds no default bundle", f"name a bundle of your own, or make it: {MAKE_DEFAULT}"
+        )
+    return DEFAULT_FOLDER
 
 
 def locate(path: Path | str) -> Path | None:
@@ -134,11 +156,11 @@ def unpack_to_temporary(path: Path) -> tuple[tempfile.TemporaryDirectory[str], d
 
 
 def read_manifest(path: Path | str) -> dict[str, Any]:
-    """The manifest of a bundle, archive or folder, without unpacking the rest.
+    """The manifest of a bundle (archive, folder, or the word `default`) without unpacking the rest.
 
     Raises: WeightsError when there is none, or when a newer release wrote it.
     """
-    path = Path(path)
+    path = bundle_path(path)
     if path.is_dir():
         folder = locate(path)
         if folder is None:

@@ -8,7 +8,6 @@ and the challenge's container all take it.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import BLEND_FILE, Blend, OperatingPoint, combine, confidence, decide, read_blend
-from midog.archive import MANIFEST_FILE, locate, parse_manifest, read_manifest, unpack_to_temporary, verify
+from midog.archive import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    bundle_path,
+    locate,
+    parse_manifest,
+    read_manifest,
+    unpack_to_temporary,
+    verify,
+)
+from midog.deadline import Clock, OutOfTime
 from midog.errors import DataError, UsageError, WeightsError
 from midog.files import sha256_bytes
 from midog.result import Result
 
-__all__ = ["CONTEXT", "MPP", "Bundle", "Result", "open_bundle", "pack", "read_manifest"]
+__all__ = ["CONTEXT", "MPP", "Bundle", "OutOfTime", "Result", "open_bundle", "pack", "read_manifest"]
 
 PATCH = 128
 MPP = 0.25
@@ -37,26 +46,26 @@ nominal 0.25 µm/px is 0.248 to 0.252)."""
 Images = Sequence[NDArray[np.uint8] | None]
 
 
-def pack(blend_folder: Path | str, out: Path | str, weights: Path | str | None = None) -> Path:
+def pack(blend_folder: Path | str, out: Path | str, weights: Path | str | None = None, card: str = "") -> Path:
     """Write the bundle of a blend, byte-identical when repeated; see `packing.pack_blend`."""
     from midog.packing import pack_blend
 
-    return pack_blend(blend_folder, out, None if weights is None else Path(weights))
+    return pack_blend(blend_folder, out, None if weights is None else Path(weights), card)
 
 
 def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bundle:
     """Open a bundle, an archive or an unpacked folder, after checking every file against its manifest.
 
     Args:
-        path: model.tar.gz (unpacked to a temporary folder), or a folder with manifest.json at its top or in its only
-            sub-folder.
+        path: model.tar.gz (unpacked to a temporary folder), a folder with manifest.json at its top or in its only
+            sub-folder, or the word `default`: the bundle that ships with the package.
         use: operating point.
         device: auto, cpu, cuda, …
 
     Raises: WeightsError when it is no bundle, damaged, incomplete or newer than this release; ContractError when an
         archive is unsafe to unpack; UsageError for an operating point it does not have.
     """
-    path = Path(path)
+    path = bundle_path(path)
     holder, hashes, folder = None, None, locate(path)
     if path.is_file():
         holder, unpacked = unpack_to_temporary(path)
@@ -76,14 +85,6 @@ def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bu
     return Bundle(folder, manifest, blend, blend.point(use), sha256_bytes(content), device, holder)
 
 
-class OutOfTime(Exception):
-    """The end is projected `seconds` after the deadline."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        super().__init__(f"{seconds:.1f} s late")
-
-
 @dataclass(frozen=True)
 class Bundle:
     """An open bundle at one operating point. `digest` is the sha256 of its manifest, which names every other byte."""
@@ -100,6 +101,11 @@ class Bundle:
     def at(self, use: str) -> Bundle:
         """The same bundle at another operating point. Raises: UsageError with the nearest name."""
         return replace(self, point=self.blend.point(use))
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown; "" where the bundle was packed without one."""
+        return (self.folder / CARD_FILE).read_text("utf-8") if CARD_FILE in self.manifest["files"] else ""
 
     @property
     def prevalence(self) -> float:
@@ -151,10 +157,17 @@ class Bundle:
             "midog": self.manifest.get("midog"),
             "use": self.point.name,
             "members": list(self.point.members),
+            "fold_models": sum(len(files) for files in self.fold_files().values()),
             "views": self.point.views,
             "threshold": self.point.threshold,
             "prevalence": self.prevalence,
         }
+
+    def fold_files(self) -> dict[str, list[str]]:
+        """Files, in the bundle, of the fold models that answer at this operating point: member → its first ones."""
+        entries = {entry["name"]: entry["folds"] for entry in self.manifest["members"]}
+        ordered = {name: sorted(entries[name].items(), key=lambda fold: int(fold[0])) for name in self.point.members}
+        return {name: [file for _, file in found][: self.point.fold_models or None] for name, found in ordered.items()}
 
     def _logit_of(self, p: float) -> float:
         """The blended logit whose calibrated confidence is `p`."""
@@ -162,7 +175,7 @@ class Bundle:
         return self.point.shift + self.point.temperature * math.log(p / (1 - p))
 
     def _member_logits(self, patches: Any, deadline: float | None = None) -> NDArray[np.float64]:
-        """(n, members) logits of the operating point's members: each the mean over its fold models and the views."""
+        """(n, members) logits of the operating point's members: means over fold models and views."""
         from augment.views import VIEW_SETS
         from midog.models.inference import Inference
         from midog.models.network import Network
@@ -174,7 +187,9 @@ class Bundle:
         logits = np.zeros((len(patches), len(self.point.members)), dtype=np.float64)
         if not len(patches):
             return logits
-        clock = _Clock(deadline, [self._cost(entries[name]) for name in self.point.members])
+        files = self.fold_files()
+        costs = {name: self._cost(entries[name]) for name in self.point.members}
+        clock = Clock(deadline, [cost * len(files[name]) for name, cost in costs.items()])
         groups = _by_backbone([entries[name] for name in self.point.members])
         kept = dict(self.kept)
         self.kept.clear()
@@ -185,22 +200,21 @@ class Bundle:
             kept.clear()
             for entry in members:
                 column = self.point.members.index(entry["name"])
-                for _, name in sorted(entry["folds"].items(), key=lambda item: int(item[0])):
+                answering = files[entry["name"]]
+                for name in answering:
                     model = inference.switch(self.folder / name)
                     found = predict_logits(model, patches, views, device, label=entry["name"])
-                    logits[:, column] += found.mean(axis=1) / len(entry["folds"])
-                    clock.passed(self._cost(entry) / len(entry["folds"]))
+                    logits[:, column] += found.mean(axis=1) / len(answering)
+                    clock.passed(costs[entry["name"]])
             if len(groups) == 1:
                 self.kept[key] = inference
             del inference, model  # before the next backbone is read: never two in memory
         return logits
 
     def _cost(self, entry: Mapping[str, Any]) -> float:
-        """Work of a member's fold models, in bytes of weights that patches pass through: for projections only."""
-        files = self.manifest["files"]
+        """Work of one fold model, in bytes of weights that patches pass through: for projections only."""
         first = next(iter(entry["folds"].values()))
-        weights = files[entry["backbone"] or first]["bytes"]
-        return float(weights * len(entry["folds"]))
+        return float(self.manifest["files"][entry["backbone"] or first]["bytes"])
 
     def _seen(self, patches: Any) -> NDArray[np.bool_]:
         known = set(self.manifest["training"]["pixels"])
@@ -218,20 +232,6 @@ class Bundle:
             elif left_out:
                 notes.append(f"patch {names[index]}: no finite logit from {', '.join(left_out)}, answered without")
         return tuple(notes)
-
-
-class _Clock:
-    """Projects the end from the share of `costs` that is done. Raises OutOfTime when that is after the deadline."""
-
-    def __init__(self, deadline: float | None, costs: Sequence[float]) -> None:
-        self.deadline, self.whole, self.done, self.started = deadline, sum(costs), 0.0, time.monotonic()
-
-    def passed(self, cost: float) -> None:
-        self.done += cost
-        now = time.monotonic()
-        late = now + (now - self.started) * (self.whole / self.done - 1) - (self.deadline or math.inf)
-        if late > 0 and self.done < self.whole * (1 - 1e-9):
-            raise OutOfTime(late)
 
 
 def _by_backbone(members: Sequence[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
-from enum import Enum
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from midog.bench_cli import bench_app
+from midog.blend_cli import By, blend, compare
 from midog.container_cli import container_app
 from midog.errors import CheckFailed, MidogError, UsageError
 from midog.features_cli import features
@@ -34,15 +34,6 @@ app.add_typer(recipes_app, name="recipes", rich_help_panel=TRAIN)
 app.add_typer(models_app, name="models", rich_help_panel=TRAIN)
 app.add_typer(container_app, name="container", rich_help_panel=SUBMIT)
 app.add_typer(bench_app, name="bench", rich_help_panel=LOOK)
-
-
-class By(str, Enum):
-    """What a result can be split by."""
-
-    domain = "domain"
-    tumour = "tumour"
-    scanner = "scanner"
-    laboratory = "laboratory"
 
 
 @app.command(rich_help_panel=DATA)
@@ -95,71 +86,8 @@ def preview(
 
 app.command(rich_help_panel=TRAIN)(train)
 app.command(rich_help_panel=TRAIN)(status)
-
-
-@app.command(rich_help_panel=ENSEMBLE)
-def blend(
-    runs: Annotated[list[str], typer.Argument(help="Runs, or members of runs as RUN:MEMBER.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Blend folder; default: blends/<run>.")] = None,
-    kind: Annotated[str | None, typer.Option(help="tuned, equal or stack.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
-    views: Annotated[
-        str | None, typer.Option(help="none, rot4, d4, stain or d4_stain: views averaged for each patch.")
-    ] = None,
-    threshold: Annotated[str | None, typer.Option(help="pooled, or across: one that serves each domain.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the search and of the cross-fitting.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Tune weights, calibration and threshold on out-of-fold logits, every score cross-fitted by case."""
-    from ensemble.oof import split_spec
-    from midog import api
-    from midog.report.text import text_table
-
-    folder = out or Path("blends") / split_spec(runs[0])[0].name
-    result = api.blend_runs(*runs, folder=folder, kind=kind, trials=trials, views=views, threshold=threshold, seed=seed)
-    written = result.write(folder)
-    show({"rows": result.table()}, text_table([_short_row(row) for row in result.table(by_domain=False)]), as_json)
-    wrote(written, next_command=f"midog bundle {folder} -o model.tar.gz")
-
-
-@app.command(rich_help_panel=ENSEMBLE)
-def compare(
-    results: Annotated[
-        list[str], typer.Argument(help="Two runs, RUN:MEMBER, blends or prediction tables; or the runs of a grid.")
-    ],
-    by: Annotated[By | None, typer.Option(help="Also within each of these.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Patch table with labels, for prediction tables.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Paired case-bootstrap: which differences are noise. Runs are scored with one view, blends with their own.
-
-    Of the runs that `midog train --vary` made (their folder, or more than two of them): what each varied key is worth,
-    averaged over the other keys and the seeds, with intervals over cases and seeds.
-    """
-    from ensemble.oof import split_spec
-    from midog import api
-    from midog.grid import is_grid
-    from midog.report.ablation import ablation_text
-    from midog.report.text import text_table
-
-    group = by.value if by else None
-    if len(results) > 2 or any(is_grid(split_spec(name)[0]) for name in results):
-        if truth is not None:
-            raise UsageError("--truth is for two prediction tables", "leave it out: runs know what is true")
-        found = api.compare_grid(*results, by=group)
-        show(found.to_dict(), ablation_text(found), as_json)
-        return
-    if len(results) < 2:
-        raise UsageError(f"{results[0]} and what?", f"midog compare {results[0]} ANOTHER, or the folder of a grid")
-    a, b = results
-    comparison = api.compare_results(a, b, by=group, truth=truth)
-    says = f"A is {comparison.a}, B is {comparison.b}: {comparison.verdict} (the bootstrap drew {comparison.drawn})"
-    if any(comparison.left_out):
-        says += (
-            f"; left out: {comparison.left_out[0]} patches that only A has, {comparison.left_out[1]} that only B has"
-        )
-    content = {"verdict": comparison.verdict, "drawn": comparison.drawn, "rows": comparison.table()}
-    show(content, f"{text_table(comparison.table())}\n\n{says}", as_json)
+app.command(rich_help_panel=ENSEMBLE)(blend)
+app.command(rich_help_panel=ENSEMBLE)(compare)
 
 
 @app.command(rich_help_panel=ENSEMBLE)
@@ -188,7 +116,7 @@ def bundle(
 
 @app.command(rich_help_panel=SUBMIT)
 def predict(
-    bundle: Annotated[str, typer.Argument(help="A bundle: archive or folder.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle: archive, folder, or `default`, which ships.")],
     what: Annotated[Path, typer.Argument(help="A patch table, a folder of images, a stack, or a job folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="CSV to write: patch_id,logit,confidence,class.")],
     use: Annotated[str, typer.Option(help="Operating point: full, fast, only:MEMBER, …, each also with /1.")] = "full",
@@ -198,7 +126,7 @@ def predict(
     from midog import api
     from submission.predict import predict_what
 
-    if Path(what).suffix == ".gz" or Path(bundle).suffix == ".csv":
+    if what.suffix == ".gz" or Path(bundle).suffix == ".csv" or (str(what) == "default" and not what.exists()):
         raise UsageError("the arguments are swapped", f"midog predict {what} {bundle} -o {out}")
     result = predict_what(api.load_bundle(bundle, use=use), what, split=split)
     for line in result.notes:
@@ -212,7 +140,7 @@ def evaluate(
     truth: Annotated[Path, typer.Argument(help="Labels: a patch table or data set; for a folder ground_truth.json.")],
     by: Annotated[By, typer.Option(help="Scores by these, beside the overall ones.")] = By.domain,
     split: Annotated[str | None, typer.Option(help="Only this split of the truth: train or test.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle whose training patches are to be recognised.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Bundle whose training patches are to be recognised.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the official metrics.json object.")] = False,
 ) -> None:
     """The challenge's metrics, overall and by domain, with case-bootstrap intervals."""
@@ -294,18 +222,3 @@ def _usage(error: Exception, arguments: Sequence[str]) -> str:
 def _command_names() -> list[str]:
     named = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     return named + [group.name for group in app.registered_groups if isinstance(group.name, str)]
-
-
-def _short_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What fits a terminal of a blend's row; the page and --json have the rest, domains included."""
-    names = {
-        "name": "blend",
-        "n": "n",
-        "balanced_accuracy": "BA",
-        "balanced_accuracy_interval": "95 %",
-        "balanced_accuracy_in_sample": "in-sample",
-        "roc_auc": "AUROC",
-        "roc_auc_interval": "95 % ",
-        "log_loss": "log-loss",
-    }
-    return {title: row[key] for key, title in names.items()}

@@ -17,7 +17,9 @@ container_app = typer.Typer(
     no_args_is_help=True,
     help="Build, test, save and check the image to submit.\n\nIn this order: build, test, save (which runs preflight).",
 )
-BundleArgument = Annotated[str, typer.Argument(help="model.tar.gz or an unpacked bundle; there is no default.")]
+BundleArgument = Annotated[
+    str, typer.Argument(help="model.tar.gz, an unpacked bundle, or the word `default`; it must be typed.")
+]
 Tag = Annotated[str, typer.Option(help="Name of the image.")]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="docker or podman; else whichever answers.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the commands, run nothing.")]
@@ -128,7 +130,7 @@ def save(
 @container_app.command()
 def preflight(
     archive: Annotated[Path, typer.Argument(help="A saved image, ours or not: .tar, .tar.gz, .tar.xz.")],
-    bundle: Annotated[Path | None, typer.Option(help="The bundle that was tested: must be the one inside.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="The bundle that was tested: must be the one inside.")] = None,
     ledger: Ledger = Path(LEDGER_FILE),
     as_json: Json = False,
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.blend import BLEND_FILE, Blend, BlendMember, read_blend
-from midog.archive import MANIFEST_FILE, manifest_bytes, write_archive
+from midog.archive import CARD_FILE, MANIFEST_FILE, manifest_bytes, write_archive
 from midog.errors import DataError, UsageError, WeightsError
 from midog.files import SCHEMA_VERSION, lock, read_json, sha256_bytes, sha256_file
 from midog.progress import track
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = (
     "shift, temperature and threshold were fitted on out-of-fold logits, each from a single fold model; they are used "
-    "here on the mean of a member's fold models, which only scores on held-out cases can measure"
+    "here on the mean of a member's fold models, which only scores on held-out cases can measure; operating point fast "
+    "uses one fold model, as its scores do"
 )
 
 LOCK = ".lock"
@@ -41,13 +42,14 @@ class Placed:
     folds: dict[str, str]
 
 
-def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None = None) -> Path:
+def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None = None, card: str = "") -> Path:
     """Write the bundle of a blend; the same blend gives the same bytes. Whole or absent.
 
     Args:
         blend_folder: what `midog blend` wrote.
         out: the archive, `.tar.gz`: the platform takes nothing else.
         weights: folder or file of pretrained weights, where a backbone's are not in MIDOG_WEIGHTS.
+        card: the model card, Markdown; "" leaves it out.
 
     Raises: DataError for a blend or run that is incomplete; WeightsError for a fold model that changed since it was
         blended, or pretrained weights that are missing or not those it was trained from; MidogError for a full disk.
@@ -70,6 +72,7 @@ def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None =
             for member in blend.members
         ]
         contents: dict[str, Path | bytes] = {BLEND_FILE: _blend_bytes(blend, placed)}
+        contents |= {CARD_FILE: card.encode("utf-8")} if card else {}
         contents |= dict(sorted(backbones.values()))
         contents |= {name: Path(item.member.folds[k]["path"]) for item in placed for k, name in item.folds.items()}
         contents = dict(sorted(contents.items()))

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midog.errors import DataError, MidogError, nearest
-from midog.recipe_source import DEFAULT_KINDS, expand, merge, nest, read_source, says
+from midog.errors import MidogError, nearest
+from midog.recipe_source import DEFAULT_KINDS, TOP_KEYS, expand, merge, nest, parse_sets, read_source, says
 from midog.settings import (
     Problems,
     check_keys,
@@ -25,7 +25,6 @@ from midog.settings import (
     switch_words,
     validate,
 )
-from midog.yaml import parse_yaml
 
 if TYPE_CHECKING:
     from augment.policies import Augment
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 Where = Callable[[tuple[str, ...]], str]
 
-TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
 SECTIONS = ("image", "augment", "start", "tune", "head", "training")
 MEMBER_KEYS = ("backbone", "pretrained", *SECTIONS)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -78,7 +76,7 @@ def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
     problems = Problems()
     _check_names(problems, "", document, TOP_KEYS)
     each, owns = _mapping(problems, "each", document.get("each")), _members(problems, document.get("members"))
-    for path, value in _parse_sets(problems, sets, owns):
+    for path, value in parse_sets(problems, sets, owns):
         if path[0] == "each":
             each = merge(each, nest(path[1:], value))
             owns = {k: merge(own, nest(path[1:], value)) if says(own, path[1:]) else own for k, own in owns.items()}
@@ -90,7 +88,7 @@ def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
     _check_names(problems, "each", each, MEMBER_KEYS)
     _sections(problems, each, lambda path: ".".join(("each", *path)))
     built = {member: _member(problems, member, each, own, seed) for member, own in owns.items()}
-    blend = _blend(problems, document.get("blend"), seed)
+    blend = _blend(problems, document.get("blend"), seed, document.get("members"), owns)
     if not built:
         problems.add("members", "no member", "name at least one, such as `members: {virchow2: {}}`")
     check_teachers(problems, built)
@@ -121,37 +119,6 @@ def compare_recipes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str
         if before.get(key) != after.get(key) and not key.startswith(listed)
     ]
     return (*gone, *added, *changed)
-
-
-def _parse_sets(
-    problems: Problems, sets: Sequence[str], members: Mapping[str, Any]
-) -> list[tuple[tuple[str, ...], Any]]:
-    """`members.uni.training.lr=5e-5` → (("members", "uni", "training", "lr"), 5e-05). Member names may hold dots."""
-    typed = []
-    for text in sets:
-        key, equals, value = text.partition("=")
-        path = tuple(key.strip().split("."))
-        if not equals or not all(path):
-            problems.add(f"--set {text}", "KEY=VALUE is expected", "write it as --set each.training.epochs=2")
-            continue
-        if path[0] not in TOP_KEYS[1:]:
-            problems.unknown_key(f"--set {path[0]}", TOP_KEYS[1:])
-            continue
-        if path[0] == "members":
-            rest = key.strip().removeprefix("members.")
-            name = next((m for m in sorted(members, key=len, reverse=True) if f"{rest}.".startswith(f"{m}.")), None)
-            if name is None:
-                problems.unknown_key(f"--set members.{path[1] if len(path) > 1 else ''}", members)
-                continue
-            path = ("members", name, *(part for part in rest.removeprefix(name).split(".") if part))
-        if len(path) == {"each": 1, "members": 2}.get(path[0], 0):
-            problems.add(f"--set {text}", "this is a whole section", "name the key inside, as each.training.epochs=2")
-            continue
-        try:
-            typed.append((path, parse_yaml(value, f"--set {text}")))
-        except DataError as error:
-            problems.add_error("", error)
-    return typed
 
 
 # ── checking ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -274,10 +241,15 @@ def _augment(problems: Problems, content: Mapping[str, Any], where: Where) -> Au
     )
 
 
-def _blend(problems: Problems, value: Any, seed: int) -> BlendSettings | None:
+def _blend(problems: Problems, value: Any, seed: int, said: Any, members: Mapping[str, Any]) -> BlendSettings | None:
+    """`said` are the members as written: `fold_models` may also name one that is off, which then counts for nothing."""
     from ensemble.crossfit import BlendSettings
 
     content = _section(problems, {"blend": value}, "blend", ".".join)
+    counts = content.get("fold_models")
+    if isinstance(counts, Mapping):
+        _check_names(problems, "blend.fold_models", counts, [*said] if isinstance(said, Mapping) else [])
+        content["fold_models"] = {name: count for name, count in counts.items() if name in members}
     return check_settings(problems, BlendSettings, {"seed": seed, **content}, lambda path: ".".join(("blend", *path)))
 
 

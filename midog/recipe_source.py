@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from midog.errors import DataError, UsageError, nearest, unknown
+from midog.settings import Problems
 from midog.yaml import parse_yaml
 
+TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
 DEFAULT_KINDS = {"augment": "paper", "start": "off", "tune": "lora", "head": "linear", "blend": "tuned"}
 """Sections of which a bare word names the kind, and the kind they have when none is named."""
 
@@ -101,6 +103,37 @@ def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
     for key in reversed(path):
         value = {key: value}
     return dict(value)
+
+
+def parse_sets(
+    problems: Problems, sets: Sequence[str], members: Mapping[str, Any]
+) -> list[tuple[tuple[str, ...], Any]]:
+    """`members.uni.training.lr=5e-5` → (("members", "uni", "training", "lr"), 5e-05). Member names may hold dots."""
+    typed = []
+    for text in sets:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            problems.add(f"--set {text}", "KEY=VALUE is expected", "write it as --set each.training.epochs=2")
+            continue
+        if path[0] not in TOP_KEYS[1:]:
+            problems.unknown_key(f"--set {path[0]}", TOP_KEYS[1:])
+            continue
+        if path[0] == "members":
+            rest = key.strip().removeprefix("members.")
+            name = next((m for m in sorted(members, key=len, reverse=True) if f"{rest}.".startswith(f"{m}.")), None)
+            if name is None:
+                problems.unknown_key(f"--set members.{path[1] if len(path) > 1 else ''}", members)
+                continue
+            path = ("members", name, *(part for part in rest.removeprefix(name).split(".") if part))
+        if len(path) == {"each": 1, "members": 2}.get(path[0], 0):
+            problems.add(f"--set {text}", "this is a whole section", "name the key inside, as each.training.epochs=2")
+            continue
+        try:
+            typed.append((path, parse_yaml(value, f"--set {text}")))
+        except DataError as error:
+            problems.add_error("", error)
+    return typed
 
 
 def says(content: Any, path: Sequence[str]) -> bool:

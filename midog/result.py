@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from midog.files import sha256_file, write_csv, write_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from midog.notebook import SelfShown
 
 HEADER = ("patch_id", "logit", "confidence", "class")
 CLASSES = ("normal", "atypical")
@@ -62,14 +62,14 @@ class Result:
         write_json(sidecar(path), {**self.about, "sha256": sha256_file(path), "seen_in_training": seen})
         return path
 
-    def figure(self, shown: int = SHOWN) -> Figure:
-        """The first `shown` patches with confidence and class, most atypical first."""
-        from matplotlib.figure import Figure
+    def figure(self, shown: int = SHOWN) -> SelfShown:
+        """The most atypical `shown` patches with confidence and class, as a matplotlib figure that notebooks show."""
+        from midog.notebook import SelfShown
 
         order = np.argsort(-self.confidence, kind="stable")[:shown]
         columns = min(8, max(1, len(order)))
         rows = max(1, math.ceil(len(order) / columns))
-        figure = Figure(figsize=(1.5 * columns, 1.85 * rows), layout="constrained")
+        figure = SelfShown(figsize=(1.5 * columns, 1.85 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis in grid:
             axis.set_axis_off()
@@ -82,6 +82,14 @@ class Result:
                 f"{self.ids[row]}\n{CLASSES[flag]} {self.confidence[row]:.2f}", fontsize=7, color=COLOURS[flag]
             )
         return figure
+
+    def _repr_html_(self) -> str:
+        """Figure and table, for a notebook; the first rows where there are many."""
+        from midog.notebook import result_html
+
+        point = f"; operating point {self.about['use']}" if "use" in self.about else ""
+        headline = f"{len(self)} patches, {int(self.atypical.sum())} atypical{point}"
+        return result_html(headline, self.figure()._repr_png_(), self.table()[:SHOWN], max(0, len(self) - SHOWN))
 
 
 def sidecar(path: Path | str) -> Path:

@@ -28,6 +28,7 @@ EXPECTED = {
     "tuple_type": "a list",
     "list_type": "a list",
     "dict_type": "a mapping",
+    "mapping_type": "a mapping",
     "dataclass_type": "a mapping",
     "finite_number": "a finite number",
 }

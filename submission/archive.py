@@ -93,12 +93,12 @@ class Preflight:
         return {**asdict(self), "good": self.good}
 
 
-def preflight(archive: Path, *, bundle: Path | None = None, ledger: Path | None = None) -> Preflight:
+def preflight(archive: Path, *, bundle: Path | str | None = None, ledger: Path | None = None) -> Preflight:
     """Check a saved image against the platform's upload rules, reading it once as a stream.
 
     Args:
         archive: .tar, .tar.gz or .tar.xz, as `docker save` or `podman save --format docker-archive` write it.
-        bundle: the bundle that was tested, model.tar.gz or a folder; without it A15 is skipped.
+        bundle: the bundle that was tested, model.tar.gz, a folder or `default`; without it A15 is skipped.
         ledger: the ledger of submissions; without it A16 is skipped.
 
     Raises: DataError when `archive` is no file or the ledger is damaged; WeightsError when `bundle` is no bundle.

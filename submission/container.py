@@ -27,6 +27,8 @@ from submission.challenge import TRACK2
 from submission.engine import Engine
 from submission.trial.runners import PACKAGES, ROOT
 
+DEFAULT_BUNDLES = "midog/bundles"
+"""The bundle that ships with the package: an image holds the one it is built for, under model/, and no other."""
 FILES = ("Dockerfile", ".dockerignore", "LICENSE", "requirements-container.txt")
 WEIGHTS = ("baked", "none")
 TORCH = ("base", "index")
@@ -114,6 +116,7 @@ def stage(bundle: Bundle, weights: str = "baked", from_git: str | None = None) -
             _copy_sources(context)
         else:
             _export(from_git, context)
+        shutil.rmtree(context / DEFAULT_BUNDLES, ignore_errors=True)
         (context / "model").mkdir(exist_ok=True)
         if weights == "baked":
             _copy_bundle(bundle, context / "model")

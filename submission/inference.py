@@ -57,13 +57,14 @@ def answer(input_dir: Path, output_dir: Path, load: Callable[[], Bundle], budget
     say(f"{len(stack)} pages; {times}, peak memory {peak_megabytes()} MB; wrote {written}")
 
 
-def load_bundle(model: Path | None) -> Bundle:
+def load_bundle(model: Path | str | None) -> Bundle:
     """The bundle to use, at its operating point, announced on stdout. Raises: MidogError."""
     started = time.monotonic()
+    from midog.archive import bundle_path
     from midog.bundle import open_bundle
     from submission.model import banner, choose_use, find_model, import_heavy, warn_of_processor
 
-    path = model or find_model(os.environ)
+    path = bundle_path(model or find_model(os.environ))
     import_heavy()
     imported = time.monotonic()
     bundle = open_bundle(path)
@@ -97,7 +98,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify the mitotic figures of one challenge job.")
     parser.add_argument("--input", type=Path, default=TRACK2.input_dir, metavar="DIR", help="job folder")
     parser.add_argument("--output", type=Path, default=TRACK2.output_dir, metavar="DIR", help="where the JSON goes")
-    parser.add_argument("--model", type=Path, metavar="PATH", help="bundle: model.tar.gz or an unpacked folder")
+    parser.add_argument("--model", metavar="PATH", help="bundle: model.tar.gz, an unpacked folder, or default")
     parser.add_argument(
         "--api",
         choices=TRACK2.api_methods,

@@ -71,6 +71,7 @@ def choose_use(environment: Mapping[str, str], points: Mapping[str, OperatingPoi
             sets = [f"{name}: {', '.join(point.members)}" for name, point in points.items()]
             problem = f"{TRACK2.members_variable}={','.join(names)} has no operating point"
             raise UsageError(problem, f"choose one of these with {TRACK2.use_variable}", sets)
+        fitting.sort(key=lambda name: points[name].fold_models != 0)  # members named are meant with all fold models
         use = next((name for name in fitting if not name.endswith("/1")), fitting[0])
     if environment.get(TRACK2.views_variable) == "1" and not use.endswith("/1") and points_have_one(use, points):
         use = f"{use}/1"
@@ -85,7 +86,7 @@ def points_have_one(use: str, points: Mapping[str, OperatingPoint]) -> bool:
 def lighter_points(point: OperatingPoint, points: Mapping[str, OperatingPoint]) -> list[OperatingPoint]:
     """What a time budget may walk down to from `point`, in this order: fewer views, fewer members, fewer of both.
 
-    Only points whose members are among its own; `fast/1` ends the walk.
+    Only points whose members are among its own; `fast/1`, a single fold model, ends the walk.
     """
     one_view = f"{point.name.removesuffix('/1')}/1"
     tops = sorted((name for name in points if name.startswith("top:")), key=lambda name: -int(name[4:].split("/")[0]))
@@ -150,7 +151,8 @@ def banner(bundle: Bundle, model: Path) -> str:
     else:
         parts.append(f"device cpu, {torch.get_num_threads()} threads")
     parts += [f"model {plain(model)}", f"sha256 {bundle.digest}"]
-    parts.append(f"use {plain(bundle.point.name)}: {len(bundle.point.members)} members, views {bundle.point.views}")
+    answering = f"{len(bundle.point.members)} members, views {bundle.point.views}, {about['fold_models']} fold models"
+    parts.append(f"use {plain(bundle.point.name)}: {answering}")
     return "; ".join(parts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from midog.archive import bundle_path
 from midog.bundle import Bundle, open_bundle
 from midog.errors import UsageError
 from midog.files import sha256_file
@@ -40,13 +41,14 @@ def save(
     Raises: UsageError when weights are to be uploaded and `bundle` is no .tar.gz; what `save_image` raises.
     """
     opened = open_bundle(bundle)
-    tarball = Path(bundle) if Path(bundle).is_file() else None
+    path = bundle_path(bundle)
+    tarball = path if path.is_file() else None
     if weights == "none" and tarball is None:
         raise UsageError(f"{bundle} is a folder", "the platform takes a tarball: midog bundle BLEND -o model.tar.gz")
     report(f"saving {tag}: minutes, as a CUDA image is 7 GB")
     save_image(engine, tag, out)
     report(f"checking {out} as the upload will")
-    checked = preflight(out, bundle=Path(bundle) if weights == "baked" else None, ledger=ledger)
+    checked = preflight(out, bundle=path if weights == "baked" else None, ledger=ledger)
     if checked.good:
         labels = engine.config(tag).get("Labels") or {}
         entry = Entry(

@@ -128,6 +128,7 @@ def make_blend(folder: Path, run: Path, networks: dict[str, Network] = NETWORKS,
             "shift": 0.1 * len(names),
             "temperature": 1.5,
             "threshold": 0.4,
+            "fold_models": int(name == "fast"),
         }
         for name, (names, weights, views) in points.items()
     }

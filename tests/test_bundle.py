@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -183,6 +184,20 @@ def test_a_blend_fitted_by_the_ensemble_packs_and_answers_at_every_point(tmp_pat
     assert str(tmp_path) not in (bundle.folder / "blend.json").read_text()
 
 
+def test_a_bundle_of_few_fold_models_holds_and_asks_only_these(tmp_path):
+    table = make_table(tmp_path / "patches", 40)
+    run = make_run(tmp_path / "run", table)
+    blend_runs([str(run)], BlendSettings(kind="equal", trials=5, fold_models={"vit": 1, "probe": 1})).write(
+        tmp_path / "b"
+    )
+    bundle = open_bundle(pack(tmp_path / "b", tmp_path / "model.tar.gz"))
+    held = sorted(name for name in bundle.manifest["files"] if name.startswith("members/"))
+    assert held == [
+        f"members/{name}.safetensors" for name in ("effnet/fold_0", "effnet/fold_1", "probe/fold_0", "vit/fold_0")
+    ]
+    assert bundle.about()["fold_models"] == 4 and np.isfinite(bundle.predict(draw_patches(2)).logit).all()
+
+
 # ------------------------------------------------------------------------------------------------------------ opening
 
 
@@ -349,7 +364,7 @@ def test_an_answer_is_the_blend_of_its_fold_models(tiny_folder, use):
                 VIEW_SETS[bundle.point.views],
                 "cpu",
             )
-            for k in range(2)
+            for k in range(1 if use == "fast" else 2)
         ]
         columns.append(np.mean([fold.mean(axis=1) for fold in folds], axis=0))
     z = combine(bundle.point, np.stack(columns, axis=1))
@@ -357,6 +372,17 @@ def test_an_answer_is_the_blend_of_its_fold_models(tiny_folder, use):
     assert np.array_equal(result.confidence, confidence(bundle.point, result.logit))
     assert np.array_equal(result.atypical, decide(bundle.point, result.confidence))
     assert len(set(np.round(result.logit, 6))) == 5
+
+
+def test_fast_asks_one_fold_model_and_says_so(tiny_folder, copied):
+    fast = open_bundle(tiny_folder, use="fast")
+    assert fast.fold_files() == {"vit": ["members/vit/fold_0.safetensors"]}
+    assert fast.about()["fold_models"] == 1 and open_bundle(tiny_folder).about()["fold_models"] == 6
+    # The other fold model may be anything: it is not even opened.
+    alone = fast.predict(draw_patches(3)).logit
+    replaced = open_bundle(copied, use="fast")
+    (copied / "members/vit/fold_1.safetensors").write_bytes(b"nothing")
+    assert replaced.predict(draw_patches(3)).logit.tobytes() == alone.tobytes()
 
 
 def test_permuted_images_permute_the_answers_and_company_does_not_matter(bundle):
@@ -464,6 +490,18 @@ def test_result_is_written_in_input_order_and_reads_back_exactly(bundle, tiny_ta
     assert about["seen_in_training"] == [p.patch_id for p in tiny_table if p.split == "train"]
     assert about["sha256"] == sha256_file(path)
     assert [row["patch_id"] for row in result.table()] == list(tiny_table.ids)
+
+
+def test_a_notebook_shows_figure_and_table(bundle):
+    result = bundle.predict(draw_patches(26, seed=8), ids=[f"<{at}>" for at in range(26)])
+    html = result._repr_html_()
+    assert html.startswith(f"<p>26 patches, {int(result.atypical.sum())} atypical; operating point full</p>")
+    picture = html.split("base64,", 1)[1].split('"', 1)[0]
+    assert np.asarray(Picture.open(io.BytesIO(base64.b64decode(picture)))).std() > 10
+    assert html.count("<tr>") == 1 + 24 and "and 2 more" in html
+    assert "<td>&lt;0&gt;</td>" in html and f"<td>{result.confidence[0]:.3f}</td>" in html
+    assert Picture.open(io.BytesIO(result.figure()._repr_png_())).format == "PNG"
+    assert "0 patches" in bundle.predict([], mpp=None)._repr_html_()
 
 
 def test_figure_shows_the_patches(bundle, tmp_path):

@@ -80,6 +80,15 @@ def test_the_same_commands_again_change_nothing(at_home: Path) -> None:
     assert (sha256_file(model), sha256_file("model.tar.gz")) == before
 
 
+def test_blend_prints_scores_and_what_the_threshold_costs(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["blend", "runs/smoke", "-o", "blends/smoke", "--trials", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "domains never seen" in out and "worst of domains" in out and "across*" in out
+    assert run(["blend", "runs/smoke", "-o", "blends/smoke", "--trials", "20", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert {"rows", "thresholds"} == set(content) and content["thresholds"]["all"]["domain"] == "all"
+
+
 def test_status_compare_and_report(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "runs/smoke", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

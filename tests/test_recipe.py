@@ -227,10 +227,21 @@ BAD = [
         "members.virchow.start.teacher: learns from itself by way of virchow2, uni",
     ),
     (MICRO + "blend: {trails: 3}", "blend.trails: did you mean trials?"),
+    ("members: {uni: {}}\nblend: {fold_models: {unni: 1}}", "blend.fold_models.unni: did you mean uni?"),
+    (MICRO + "blend: {fold_models: {a: 0}}", "blend: blend fold_models a: 0"),
+    (MICRO + "blend: {fold_models: {a: few}}", 'blend.fold_models.a: "few" is not a whole number'),
+    (MICRO + "blend: {fold_models: 3}", "blend.fold_models: 3 is not a mapping"),
     (MICRO + "folds: scaner", "folds: no such column scaner; did you mean scanner?"),
     (MICRO + "seed: -1", "seed: -1 is not a whole number from 0"),
     ("each: {}", "members: no member"),
 ]
+
+
+def test_fold_models_of_a_member_that_is_off_count_for_nothing(tmp_path: Path) -> None:
+    """A recipe that starts `from:` another may drop a member whose number it cannot unsay."""
+    text = "members: {a: {backbone: timm/test_vit}, b: off}\nblend: {fold_models: {a: 2, b: 1}}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.blend.fold_models == {"a": 2} and recipe.plain["blend"]["fold_models"] == {"a": 2}
 
 
 @pytest.mark.parametrize(("text", "line"), BAD, ids=[line for _, line in BAD])

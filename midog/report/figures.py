@@ -70,7 +70,8 @@ def interval_plot(rows: Sequence[Dot], xlabel: str, chance: float | None = None)
     margin = max(0.06 * (high - low), 0.01)
     near = chance is not None and chance > low - 0.12
     low = min(low, chance) if near and chance is not None else low
-    with sheet(f"{xlabel} with 95 % intervals", WIDTH, 0.55 + 0.21 * max(len(rows), 1)) as drawn:
+    spread = " with 95 % intervals" if any(row.low is not None for row in rows) else ""
+    with sheet(xlabel + spread, WIDTH, 0.55 + 0.21 * max(len(rows), 1)) as drawn:
         axes = drawn.axes()
         axes.set_xlim(low - margin, high + margin)
         axes.set_ylim(len(rows) - 0.4, -0.6)

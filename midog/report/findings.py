@@ -88,7 +88,8 @@ class MemberFacts:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything the page shows. `kind` is run or blend; `chosen` names the row of `rows` the page is about."""
+    """Everything the page shows. `kind` is run or blend; `chosen` names the row of `rows` the page is about;
+    `thresholds` is that part of blend.json, and `threshold_rule` the rule that ships."""
 
     kind: str
     name: str
@@ -102,6 +103,8 @@ class Findings:
     weights: dict[str, dict[str, float]] = field(default_factory=dict)
     weight_fits: tuple[dict[str, float], ...] = ()
     strength: float | None = None
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    threshold_rule: str = "pooled"
     provenance: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     finished: bool = True

@@ -67,6 +67,8 @@ def blend_findings(folder: Path | str) -> Findings:
         weights={name: dict(values) for name, values in blend.content.get("weights", {}).items()},
         weight_fits=tuple(dict(fit["weights"]) for fit in blend.content.get("cross_fit", {}).get("fits", ())),
         strength=blend.content.get("shrinkage", {}).get("strength"),
+        thresholds=blend.content.get("thresholds", {}),
+        threshold_rule=str(blend.content.get("settings", {}).get("threshold", "pooled")),
         provenance=_provenance(blend),
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -13,6 +13,7 @@ from midog.report.findings import FEW, Findings, MemberFacts, ScoreRow
 from midog.report.markup import Drawing, Marked, Section, Value, table_html
 from midog.report.mistakes import worst_errors
 from midog.report.text import cell_text
+from midog.report.thresholds import threshold_section
 
 CHANCE = 0.5
 KINDS = ("equal", "tuned", "stack")
@@ -25,6 +26,7 @@ def all_sections(found: Findings) -> list[Section]:
     makers: tuple[Callable[[Findings], Section | None], ...] = (
         score_section,
         domain_section,
+        threshold_section,
         curve_section,
         worst_errors,
         member_section,

@@ -108,6 +108,17 @@ def test_read_a_blend(tmp_path: Path) -> None:
         assert model.resolve() == (tmp_path / "runs/a/uni/fold_0/model.safetensors").resolve()
 
 
+def test_how_many_fold_models_answer_is_read_and_absent_in_older_blends(tmp_path: Path) -> None:
+    written = content()
+    written["points"]["full"] |= {"fold_models": 1}
+    assert parse_blend(written, tmp_path / "blend.json").point().fold_models == 1
+    del written["points"]["full"]["fold_models"]
+    assert parse_blend(written, tmp_path / "blend.json").point().fold_models == 0
+    written["points"]["full"] |= {"fold_models": -1}
+    with pytest.raises(DataError, match="-1 fold models"):
+        parse_blend(written, tmp_path / "blend.json")
+
+
 def test_unknown_names_get_the_nearest_one(tmp_path: Path) -> None:
     blend = parse_blend(content(), tmp_path / "blend.json")
     with pytest.raises(UsageError, match="did you mean full"):

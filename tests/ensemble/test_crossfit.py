@@ -132,6 +132,8 @@ def test_operating_points(kept_run: Path) -> None:
     assert points["without:noise"].members == ("good", "fair")
     kept = [result.weights["good"], result.weights["fair"]]
     np.testing.assert_allclose(points["without:noise"].weights, np.array(kept) / sum(kept))
+    assert [name for name, point in points.items() if point.fold_models] == ["fast", "fast/1"]
+    assert points["fast"].fold_models == 1
     for name, point in points.items():
         assert point.name == name and sum(point.weights) == pytest.approx(1)
 
@@ -213,6 +215,35 @@ def test_the_blend_folder(kept_run: Path, few: BlendResult, tmp_path: Path) -> N
     kept = read_scored(path.parent / OOF_BLEND_FILE)
     assert np.array_equal(kept.confidence, result.cross_fitted["tuned"].confidence)
     assert np.array_equal(kept.table.labels, result.oof.labels)
+
+
+def test_few_fold_models_ship_and_all_of_them_are_scored(kept_run: Path, few: BlendResult, tmp_path: Path) -> None:
+    fewer = blend_runs([kept_run], replace(FEW, fold_models={"good": 1, "fair": 7}))
+    assert fewer.table() == few.table()
+    members = {member.name: member for member in read_blend(fewer.write(tmp_path / "b")).members}
+    assert {name: list(member.folds) for name, member in members.items()} == {
+        "good": ["0"],
+        "fair": ["0", "1"],
+        "noise": ["0", "1"],
+    }
+    assert Path(members["good"].folds["0"]["path"]).resolve() == kept_run / "good/fold_0/model.safetensors"
+    with pytest.raises(UsageError, match="unknown member in blend fold_models: goood\n  fix: did you mean good"):
+        blend_runs([kept_run], replace(FEW, fold_models={"goood": 1}))
+    with pytest.raises(UsageError, match="fold_models good: 0: at least one"):
+        replace(FEW, fold_models={"good": 0})
+
+
+def test_fold_models_come_from_the_recipe_of_the_run(make: Any, tmp_path: Path) -> None:
+    from midog import api
+    from midog.yaml import read_yaml, write_yaml
+
+    table = make.table(tmp_path)
+    run = make.run(tmp_path / "run", table, {"a": make.logits(table, 1.0, 1), "b": make.logits(table, 0.5, 2)})
+    recipe = read_yaml(run / "recipe.yaml")
+    write_yaml(run / "recipe.yaml", {**recipe, "blend": {"trials": 20, "fold_models": {"a": 1, "b": 1}}})
+    assert api.blend_runs(run).settings.fold_models == {"a": 1, "b": 1}
+    alone = api.blend_runs(f"{run}:b")
+    assert alone.settings.fold_models == {"b": 1} and alone.settings.trials == 20
 
 
 def test_the_same_seed_gives_the_same_blend(kept_run: Path, few: BlendResult, tmp_path: Path) -> None:

@@ -116,6 +116,20 @@ def test_domains_with_few_atypical_patches_are_marked(blend_page):
     assert '<td class="free">breast, CS2 <span class="tag">few</span></td>' in text
 
 
+def test_domains_never_seen_are_on_the_page(blend, blend_page, tmp_path):
+    kept = read_json(blend / "blend.json")
+    text, checked = read(blend_page)
+    assert text.index("<h2>By domain</h2>") < text.index("<h2>Domains never seen</h2>")
+    row = kept["thresholds"]["domains"][0]
+    regret = f"{row['left_out']['across']['regret']:.3f}".removeprefix("0")
+    assert row["domain"] in checked.words and regret in checked.words
+    shutil.copytree(blend, tmp_path / "one")
+    write_json(tmp_path / "one" / "blend.json", {**kept, "thresholds": {"how": "All patches are of one domain."}})
+    assert "All patches are of one domain." in read(report(tmp_path / "one"))[0]
+    write_json(tmp_path / "one" / "blend.json", {key: value for key, value in kept.items() if key != "thresholds"})
+    assert "Domains never seen" not in read(report(tmp_path / "one"))[0]  # an earlier release's blend
+
+
 def test_run_that_is_still_going_shows_what_is_there(make, table, members, tmp_path):
     run = make.run(tmp_path / "half", table, members, undone=("fair/1", "noise/0", "noise/1"))
     text, checked = read(report(run))

@@ -146,7 +146,7 @@ def test_operating_points_and_weights_come_from_the_environment(answer, tmp_path
     monkeypatch.setenv("MIDOG_MODEL_DIR", str(tiny_folder))
     monkeypatch.setenv("MIDOG_USE", "fast")
     status, entries, out, _ = answer(job, model=None)
-    assert status == 0 and "use fast: 1 members" in out
+    assert status == 0 and "use fast: 1 members, views none, 1 fold models" in out
     expected = open_bundle(tiny_folder, use="fast").predict(draw_patches(3)).confidence
     assert confidences(entries).tolist() == expected.tolist()
     monkeypatch.setenv("MIDOG_USE", "fasst")

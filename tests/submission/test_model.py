@@ -93,6 +93,13 @@ def test_variables_translate_to_an_operating_point(environment, use):
     assert choose_use(environment, POINTS) == use
 
 
+def test_members_that_are_named_answer_with_all_their_fold_models():
+    fast = OperatingPoint("fast", ("a",), (1.0,), "none", 0.0, 1.0, 0.5, fold_models=1)
+    points = {"full": POINTS["full"], "fast": fast, "only:a": POINTS["only:a"]}
+    assert choose_use({"MIDOG_MEMBERS": "a"}, points) == "only:a"
+    assert choose_use({"MIDOG_USE": "fast"}, points) == "fast"
+
+
 def test_looking_once_changes_nothing_where_one_view_is_all_there_is():
     assert choose_use({"MIDOG_VIEWS": "1"}, {"full": point("full", ("a",), "none")}) == "full"
 
