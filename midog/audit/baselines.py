@@ -49,8 +49,10 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
         p = probe_out_of_fold(features(), y, case, settings.seed)
         return p, p >= 0.5
 
-    colours = lambda: np.concatenate(  # noqa: E731
-        [colour_histogram(many.pixels[at : at + 256]) for at in range(0, len(many), 256)]
+    colours = (
+        lambda: np.concatenate(  # noqa: E731
+            [colour_histogram(many.pixels[at : at + 256]) for at in range(0, len(many), 256)]
+        )
     )
     makers = {
         MAJORITY: lambda: majority(y),

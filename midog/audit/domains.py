@@ -54,9 +54,7 @@ def weakest(rows: list[dict[str, Any]], by: str) -> str | None:
 
 def headline(found: dict[str, Any]) -> str:
     rows = {(row["by"], row["group"]): row["balanced_accuracy"] for row in found["rows"]}
-    weak = [
-        f"weakest {by} {name}: {said(rows[by, name])}" for by, name in found["weakest"].items() if name is not None
-    ]
+    weak = [f"weakest {by} {name}: {said(rows[by, name])}" for by, name in found["weakest"].items() if name is not None]
     return "; ".join([f"BA {said(rows['all', 'all'])}", *weak])
 
 

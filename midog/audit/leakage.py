@@ -54,9 +54,7 @@ def told(features: Features, by: str, seed: int = 0) -> dict[str, dict[str, Any]
 
 
 def headline(found: dict[str, Any]) -> str:
-    known = [
-        f"{by} {said(rows['adapted'])}" for by, rows in found["by"].items() if "problem" not in rows["adapted"]
-    ]
+    known = [f"{by} {said(rows['adapted'])}" for by, rows in found["by"].items() if "problem" not in rows["adapted"]]
     return f"told from adapted features, 0 = chance: {', '.join(known)}"
 
 
@@ -79,6 +77,8 @@ def section(found: dict[str, Any]) -> Section:
                 }
             )
     problems += [f"- frozen features: {found['frozen_problem']}"] if found["frozen_problem"] else []
-    caption = f"{found['n']:,} patches that the fold model may answer for; folds by case, 95 % case-bootstrap intervals."
+    caption = (
+        f"{found['n']:,} patches that the fold model may answer for; folds by case, 95 % case-bootstrap intervals."
+    )
     drawing = Drawing(interval_plot(dots, "told from features, 0 = chance", 0.0), caption)
     return Section(TITLE, TEXT, (drawing,), table_html(rows), "\n".join(problems))

@@ -36,7 +36,10 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     """Scores of probes trained on each share of the training cases, tested on cases of other folds."""
     many = patches.draw(ONCE * settings.limit, settings.seed)
     x = subject.frozen(many)
-    return {"backbone": subject.members[0].network.backbone.name, "rows": shares_curve(x, many.labels, many.cases, settings.seed)}
+    return {
+        "backbone": subject.members[0].network.backbone.name,
+        "rows": shares_curve(x, many.labels, many.cases, settings.seed),
+    }
 
 
 def shares_curve(x: NDArray[Any], label: ArrayLike, case: ArrayLike, seed: int = 0) -> list[dict[str, Any]]:

@@ -46,7 +46,9 @@ def _of_bundle(bundle: Bundle, name: str, pretrained: Path | None) -> Subject:
 
     found = {}
     for entry in bundle.manifest["members"]:
-        files = {int(k): bundle.folder / file for k, file in sorted(entry["folds"].items(), key=lambda one: int(one[0]))}
+        files = {
+            int(k): bundle.folder / file for k, file in sorted(entry["folds"].items(), key=lambda one: int(one[0]))
+        }
         backbone = None if entry["backbone"] is None else bundle.folder / entry["backbone"]
         network = Network.from_dict(entry["network"])
         found[entry["name"]] = Member(entry["name"], network, files, {}, backbone, True)
@@ -125,9 +127,7 @@ def _member(run: Run, name: str, of_blend: BlendMember | None = None) -> Member:
 
     table = run.table()
     index = assign(table, run.recipe["folds"]).index
-    files = {
-        k: run.fold_folder(name, k) / "model.safetensors" for k in range(len(run.fold_names)) if run.done(name, k)
-    }
+    files = {k: run.fold_folder(name, k) / "model.safetensors" for k in range(len(run.fold_names)) if run.done(name, k)}
     left_out = {patch_id: int(k) for patch_id, k in zip(table.ids, index, strict=True) if k >= 0}
     shown = name if of_blend is None else of_blend.name
     return Member(shown, Network.from_dict(run.network(name)), files, left_out, None, False)

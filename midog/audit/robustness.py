@@ -66,7 +66,9 @@ def card(features: Features, by: str, seed: int = 0) -> dict[str, Any]:
                 ]  # fmt: skip
             else:
                 score = value["score"] if key == "clustering" else value["robustness_index"]
-                of = f"n {value['n']}" + ("" if key == "clustering" else f", k {value['k']}, support {value['support']:.2f}")
+                of = f"n {value['n']}" + (
+                    "" if key == "clustering" else f", k {value['k']}, support {value['support']:.2f}"
+                )
                 chance = 0.0 if key == "clustering" else value["chance"]
                 rows.append(
                     {"features": name, "measure": NAMES[key], "chance": chance, "of": of}

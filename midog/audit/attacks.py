@@ -1,0 +1,243 @@
+"""What small changes of pixels do to the answer: one for all patches, one for each, one on its rim; beside noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midog.audit.figures import curves, matrix
+from midog.audit.measure import Settings, estimate
+from midog.audit.patches import Patches
+from midog.audit.subject import Member, Subject
+from midog.errors import DataError
+from midog.report.markup import Drawing, Section, Value, table_html
+from midog.report.text import cell_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from midog.robustness.attack_report import Row, Victim
+
+TITLE = "Attacks"
+BUDGETS = (0, 2, 4, 8)
+"""Largest change of a pixel, in grey levels of 255. Our choice; 0 gives the clean answers."""
+TRANSFER = 8
+STEPS, RIM, FITTED = 5, 0.1, 32
+SHARE = 5
+"""Attacks take a fifth of the patches that curves take: each costs some thirty passes."""
+KINDS = ("universal", "local", "rim")
+TEXT = (
+    "Look at the gap between each bold curve and its dashed one, random noise of the same budget: that gap is what an "
+    "attack finds and chance does not. Good is no gap up to 2 grey levels, which nobody sees; every undefended network "
+    "falls at 8. Universal: one change for all patches, fitted on other cases. Local: one for each patch, without "
+    "labels. Rim: the same, on the outer tenth of the pixels alone, where no figure lies."
+)
+MATRIX = (
+    "In the matrix look along a row: a change fitted on one member, and what AUROC it costs the others. Good are small "
+    "numbers off the diagonal, and in the column of the mean."
+)
+
+
+def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str, Any]:
+    """Effects on the first member's first fold model, and across members where there are several.
+
+    One fold model, one view, that model's own operating point where there is one. In a run or blend it is attacked on
+    patches that it never saw and universal changes are fitted on its training cases; in a bundle on other cases.
+    """
+    from midog.robustness.attack_report import NOISE, attack_report
+    from midog.robustness.universal import check_disjoint
+
+    member = subject.members[0]
+    target, fitted_on = chosen(subject, member, patches.draw(5 * settings.limit, settings.seed), settings)
+    check_disjoint(fitted_on.cases, target.cases)
+    pixels, fit_pixels = as_tensor(target), as_tensor(fitted_on)
+    victim = victim_of(subject, member)
+    columns = {by: target.column(by) for by in ("scanner", "tumour")}
+    groups = {by: words for by, words in columns.items() if len(set(words)) > 1 and "" not in words}
+    rows: list[dict[str, Any]] = []
+    for kind in KINDS:
+        for budget in BUDGETS:
+            attacked, control = versions(kind, victim, pixels, fit_pixels, budget / 255, settings.seed)
+            given = {kind: attacked, NOISE: control}
+            for row in attack_report(victim, pixels, given, target.labels, target.cases, groups, seed=settings.seed):
+                rows.append(plain(row, kind, budget))
+    return {
+        "member": member.name,
+        "fold": member.first,
+        "n": len(target),
+        "n_atypical": int(target.labels.sum()),
+        "fitted_on": len(fitted_on),
+        "steps": STEPS,
+        "rows": rows,
+        "transfer": across(subject, target, pixels, fit_pixels, settings.seed),
+    }
+
+
+def chosen(subject: Subject, member: Member, patches: Patches, settings: Settings) -> tuple[Patches, Patches]:
+    """Patches to attack, and patches of other cases to fit universal changes on.
+
+    Raises: DataError where there are not enough cases for both.
+    """
+    from midog.robustness.universal import balanced_sample
+
+    mine = subject.unseen(member, patches)
+    if mine.all():
+        names = sorted(set(patches.cases.astype(str)))
+        held = set(np.random.default_rng(settings.seed).permutation(names)[: max(1, len(names) // 3)].tolist())
+        mine = ~np.isin(patches.cases.astype(str), sorted(held))
+    # A case may lie on both sides where a table was put together from several.
+    other = ~mine & ~np.isin(patches.cases, patches.cases[mine])
+    if not mine.any() or not other.any():
+        raise DataError("attacks need cases to fit on and other cases to attack", "more cases: --limit 0")
+    pool, target = patches.take(other), patches.take(mine).draw(settings.limit // SHARE, settings.seed)
+    rows = balanced_sample(pool.labels, pool.column("domain"), min(FITTED, len(pool)), settings.seed)
+    return target, pool.take(rows)
+
+
+def as_tensor(patches: Patches) -> Tensor:
+    """(n, 3, 128, 128) float32 in 0…1, on the device that models run on."""
+    import torch
+
+    from midog.models.predict import pick_device
+
+    images = np.ascontiguousarray(patches.pixels[:].transpose(0, 3, 1, 2))
+    return (torch.from_numpy(images).to(pick_device()).float() / 255).contiguous()
+
+
+def victim_of(subject: Subject, member: Member) -> Victim:
+    """The member's first fold model as attacks see it: it resizes and normalises inside, with gradients."""
+    from midog.models.heads.linear import pool_features
+    from midog.models.preprocess import prepare_pixels
+    from midog.robustness.attack_report import Victim
+
+    model = subject.single(member).eval()
+    network = model.network
+
+    def encode(x: Tensor) -> Tensor:
+        seen = prepare_pixels(x, network.image, network.backbone).contiguous(memory_format=model.format)
+        return pool_features(model.backbone, seen, network.backbone.pooling)
+
+    def logit(x: Tensor) -> Tensor:
+        found: Tensor = model(prepare_pixels(x, network.image, network.backbone))
+        return found
+
+    return Victim(logit, encode, subject.threshold(member))
+
+
+def versions(
+    kind: str, victim: Victim, pixels: Tensor, fit_pixels: Tensor, epsilon: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Attacked pixels and the noise control of equal budget."""
+    from midog.robustness.local import Local, attack, noise
+    from midog.robustness.masks import rim_mask
+    from midog.robustness.perturbation import add, sign_noise
+
+    encode = victim.encode
+    assert encode is not None
+    if kind == "universal":
+        delta = universal(encode, fit_pixels, epsilon, seed)
+        return add(pixels, delta), add(pixels, sign_noise(delta.shape, epsilon, delta, seed))
+    mask = rim_mask(pixels.shape[-1], RIM).to(pixels.device) if kind == "rim" else None
+    settings = Local(epsilon=epsilon, steps=STEPS, alpha=max(epsilon / 2, 1 / 255), seed=seed)
+    return attack(encode, pixels, settings, mask), noise(pixels, epsilon, mask, seed)
+
+
+def universal(encode: Callable[[Tensor], Tensor], pixels: Tensor, epsilon: float, seed: int) -> Tensor:
+    """Few images and epochs, long steps: a bound from below on what a patient attacker finds (our choice)."""
+    from midog.robustness.universal import Universal, fit_universal
+
+    return fit_universal(encode, pixels, Universal(epsilon, epochs=3, batch=8, alpha=epsilon / 4 or None, seed=seed))
+
+
+def plain(row: Row, kind: str, budget: int) -> dict[str, Any]:
+    """A row of the report as JSON: who, how much, what it cost, and what beyond noise."""
+    effect, excess = row.effect, row.excess or {}
+    clean, drop = effect.clean["balanced_accuracy"], effect.drop["balanced_accuracy"]
+    after = estimate(None)
+    if clean is not None and drop.value is not None:
+        ends = drop.interval and {"low": clean - drop.interval.high, "high": clean - drop.interval.low}
+        after = estimate(clean - drop.value, ends)
+    return {
+        "kind": kind,
+        "version": row.version,
+        "budget": budget,
+        "by": row.by,
+        "group": row.group,
+        "n": effect.n,
+        "n_atypical": effect.n_atypical,
+        "balanced_accuracy": after,
+        "drop": {name: estimate(one.value, one.interval) for name, one in effect.drop.items()},
+        "excess": {name: estimate(one.value, one.interval) for name, one in excess.items()},
+        "flip_rate": estimate(effect.flip_rate.value, effect.flip_rate.interval),
+        "feature_cosine": estimate(effect.feature_cosine.value, effect.feature_cosine.interval),
+        "psnr": effect.psnr,
+        "notes": list(effect.notes),
+    }
+
+
+def across(subject: Subject, target: Patches, pixels: Tensor, fit_pixels: Tensor, seed: int) -> dict[str, Any] | None:
+    """AUROC lost by each member, and by their mean, to a universal change fitted on each; None for a single member."""
+    from midog.robustness.attack_report import NOISE, matrix, transfer
+    from midog.robustness.perturbation import add, sign_noise
+
+    if len(subject.everyone) < 2:
+        return None
+    epsilon = TRANSFER / 255
+    victims = {member.name: victim_of(subject, member) for member in subject.everyone}
+    seen = {NOISE: add(pixels, sign_noise((1, *pixels.shape[1:]), epsilon, pixels, seed))}
+    for name, victim in victims.items():
+        assert victim.encode is not None
+        seen[name] = add(pixels, universal(victim.encode, fit_pixels, epsilon, seed))
+    rows, columns, drop = matrix(transfer(victims, pixels, seen, target.labels, target.cases, seed=seed))
+    values: NDArray[np.float64] = drop
+    cells = [[None if np.isnan(value) else float(value) for value in line] for line in values]
+    return {"budget": TRANSFER, "fitted_on": rows, "victims": columns, "auroc_drop": cells}
+
+
+def headline(found: dict[str, Any]) -> str:
+    parts = []
+    for kind in KINDS:
+        row = next(one for one in found["rows"] if one["by"] == "all" and one["version"] == kind and one["budget"] == 2)
+        beyond = row["excess"].get("balanced_accuracy", {}).get("value")
+        parts.append(f"{kind} {'undefined' if beyond is None else cell_text(beyond)}")
+    return "BA lost beyond noise at 2 grey levels: " + ", ".join(parts)
+
+
+def section(found: dict[str, Any]) -> Section:
+    whole = [row for row in found["rows"] if row["by"] == "all"]
+    panels = {}
+    for kind in KINDS:
+        lines = {
+            name: [row["balanced_accuracy"] for row in whole if row["kind"] == kind and row["version"] == version]
+            for name, version in (("attack", kind), ("noise", "noise"))
+        }
+        panels[kind] = {"lines": lines, "at": range(len(BUDGETS)), "words": [str(budget) for budget in BUDGETS]}
+    drawings, text = list(curves(panels, "grey levels")), TEXT
+    if found["transfer"]:
+        moved = found["transfer"]
+        cells = [[np.nan if value is None else value for value in line] for line in moved["auroc_drop"]]
+        drawn = matrix(moved["fitted_on"], moved["victims"], cells, "AUROC lost: rows fitted on, columns attacked")
+        drawings.append(Drawing(drawn, f"AUROC lost at {moved['budget']} grey levels; rows: fitted on.", wide=True))
+        text = f"{TEXT} {MATRIX}"
+    rows = [
+        {
+            "attack": row["kind"],
+            "grey levels": row["budget"],
+            "balanced accuracy": Value(**row["balanced_accuracy"]),
+            "lost beyond noise": Value(**row["excess"]["balanced_accuracy"]) if row["excess"] else None,
+            "classes changed": Value(**row["flip_rate"]),
+            "feature cosine": row["feature_cosine"]["value"],
+            "PSNR, dB": row["psnr"],
+        }
+        for row in whole
+        if row["version"] == row["kind"]
+    ]
+    note = (
+        f"Fold model {found['fold']} of {found['member']}, {found['n']} patches ({found['n_atypical']} atypical), one view; "
+        f"universal changes fitted on {found['fitted_on']} patches of other cases, {found['steps']} steps for local ones: "
+        "quick attacks, which bound from below what a patient one finds. Bands: 95 % case-bootstrap intervals of the drop."
+    )
+    return Section(TITLE, text, tuple(drawings), table_html(rows), note, small=True)
