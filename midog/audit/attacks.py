@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +18,13 @@ from midog.report.text import cell_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from midog.robustness.attack_report import Row, Victim
+    from midog.robustness.attack_report import Row
 
 TITLE = "Attacks"
 BUDGETS = (0, 2, 4, 8)
 """Largest change of a pixel, in grey levels of 255. Our choice; 0 gives the clean answers."""
 TRANSFER = 8
-STEPS, RIM, FITTED = 5, 0.1, 32
+FITTED = 32
 SHARE = 5
 """Attacks take a fifth of the patches that curves take: each costs some thirty passes."""
 KINDS = ("universal", "local", "rim")
@@ -47,6 +46,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     One fold model, one view, that model's own operating point where there is one. In a run or blend it is attacked on
     patches that it never saw and universal changes are fitted on its training cases; in a bundle on other cases.
     """
+    from midog.audit.victims import STEPS, as_tensor, versions, victim_of
     from midog.robustness.attack_report import NOISE, attack_report
     from midog.robustness.universal import check_disjoint
 
@@ -97,61 +97,6 @@ def chosen(subject: Subject, member: Member, patches: Patches, settings: Setting
     return target, pool.take(rows)
 
 
-def as_tensor(patches: Patches) -> Tensor:
-    """(n, 3, 128, 128) float32 in 0…1, on the device that models run on."""
-    import torch
-
-    from midog.models.predict import pick_device
-
-    images = np.ascontiguousarray(patches.pixels[:].transpose(0, 3, 1, 2))
-    return (torch.from_numpy(images).to(pick_device()).float() / 255).contiguous()
-
-
-def victim_of(subject: Subject, member: Member) -> Victim:
-    """The member's first fold model as attacks see it: it resizes and normalises inside, with gradients."""
-    from midog.models.heads.linear import pool_features
-    from midog.models.preprocess import prepare_pixels
-    from midog.robustness.attack_report import Victim
-
-    model = subject.single(member).eval()
-    network = model.network
-
-    def encode(x: Tensor) -> Tensor:
-        seen = prepare_pixels(x, network.image, network.backbone).contiguous(memory_format=model.format)
-        return pool_features(model.backbone, seen, network.backbone.pooling)
-
-    def logit(x: Tensor) -> Tensor:
-        found: Tensor = model(prepare_pixels(x, network.image, network.backbone))
-        return found
-
-    return Victim(logit, encode, subject.threshold(member))
-
-
-def versions(
-    kind: str, victim: Victim, pixels: Tensor, fit_pixels: Tensor, epsilon: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Attacked pixels and the noise control of equal budget."""
-    from midog.robustness.local import Local, attack, noise
-    from midog.robustness.masks import rim_mask
-    from midog.robustness.perturbation import add, sign_noise
-
-    encode = victim.encode
-    assert encode is not None
-    if kind == "universal":
-        delta = universal(encode, fit_pixels, epsilon, seed)
-        return add(pixels, delta), add(pixels, sign_noise(delta.shape, epsilon, delta, seed))
-    mask = rim_mask(pixels.shape[-1], RIM).to(pixels.device) if kind == "rim" else None
-    settings = Local(epsilon=epsilon, steps=STEPS, alpha=max(epsilon / 2, 1 / 255), seed=seed)
-    return attack(encode, pixels, settings, mask), noise(pixels, epsilon, mask, seed)
-
-
-def universal(encode: Callable[[Tensor], Tensor], pixels: Tensor, epsilon: float, seed: int) -> Tensor:
-    """Few images and epochs, long steps: a bound from below on what a patient attacker finds (our choice)."""
-    from midog.robustness.universal import Universal, fit_universal
-
-    return fit_universal(encode, pixels, Universal(epsilon, epochs=3, batch=8, alpha=epsilon / 4 or None, seed=seed))
-
-
 def plain(row: Row, kind: str, budget: int) -> dict[str, Any]:
     """A row of the report as JSON: who, how much, what it cost, and what beyond noise."""
     effect, excess = row.effect, row.excess or {}
@@ -180,18 +125,20 @@ def plain(row: Row, kind: str, budget: int) -> dict[str, Any]:
 
 def across(subject: Subject, target: Patches, pixels: Tensor, fit_pixels: Tensor, seed: int) -> dict[str, Any] | None:
     """AUROC lost by each member, and by their mean, to a universal change fitted on each; None for a single member."""
-    from midog.robustness.attack_report import NOISE, matrix, transfer
+    from midog.audit.victims import universal, victim_of
+    from midog.robustness import attack_report
     from midog.robustness.perturbation import add, sign_noise
 
     if len(subject.everyone) < 2:
         return None
     epsilon = TRANSFER / 255
     victims = {member.name: victim_of(subject, member) for member in subject.everyone}
-    seen = {NOISE: add(pixels, sign_noise((1, *pixels.shape[1:]), epsilon, pixels, seed))}
+    seen = {attack_report.NOISE: add(pixels, sign_noise((1, *pixels.shape[1:]), epsilon, pixels, seed))}
     for name, victim in victims.items():
         assert victim.encode is not None
         seen[name] = add(pixels, universal(victim.encode, fit_pixels, epsilon, seed))
-    rows, columns, drop = matrix(transfer(victims, pixels, seen, target.labels, target.cases, seed=seed))
+    cells_of = attack_report.transfer(victims, pixels, seen, target.labels, target.cases, seed=seed)
+    rows, columns, drop = attack_report.matrix(cells_of)
     values: NDArray[np.float64] = drop
     cells = [[None if np.isnan(value) else float(value) for value in line] for line in values]
     return {"budget": TRANSFER, "fitted_on": rows, "victims": columns, "auroc_drop": cells}
@@ -236,8 +183,9 @@ def section(found: dict[str, Any]) -> Section:
         if row["version"] == row["kind"]
     ]
     note = (
-        f"Fold model {found['fold']} of {found['member']}, {found['n']} patches ({found['n_atypical']} atypical), one view; "
-        f"universal changes fitted on {found['fitted_on']} patches of other cases, {found['steps']} steps for local ones: "
-        "quick attacks, which bound from below what a patient one finds. Bands: 95 % case-bootstrap intervals of the drop."
+        f"Fold model {found['fold']} of {found['member']}, {found['n']} patches ({found['n_atypical']} atypical), "
+        f"one view; universal changes fitted on {found['fitted_on']} patches of other cases, {found['steps']} steps "
+        "for local ones: quick attacks, which bound from below what a patient one finds. Bands: 95 % case-bootstrap "
+        "intervals of the drop."
     )
     return Section(TITLE, text, tuple(drawings), table_html(rows), note, small=True)

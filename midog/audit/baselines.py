@@ -19,15 +19,15 @@ from midog.report.markup import Drawing, Section, Value, table_html
 TITLE = "Baselines"
 BINS = 16
 TEXT = (
-    "Look at how far the audited model lies to the right of the others. A colour histogram cannot see a mitotic figure: "
-    "what it scores above .5 comes from stain and scanner, a shortcut that the next scanner may not offer. Good is a "
-    "colour histogram near .5, and an audited model whose whole interval lies right of the linear probe's."
+    "Look at how far the audited model lies to the right of the others. A colour histogram cannot see a mitotic "
+    "figure: what it scores above .5 comes from stain and scanner, a shortcut that the next scanner may not offer. "
+    "Good is a colour histogram near .5, and an audited model whose whole interval lies right of the linear probe's."
 )
 MAJORITY, COLOUR, PROBE = "majority class", "colour histogram", "linear probe"
 
 
 def colour_histogram(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(n, h, w, 3) uint8 to (n, 3·16): the share of pixels in each of 16 equal bins of R, G and B; no shape, no place."""
+    """(n, h, w, 3) uint8 to (n, 48): the share of pixels in each of 16 equal bins of R, G and B; no shape, no place."""
     n = len(images)
     place = (images.astype(np.int64) * BINS) // 256 + BINS * np.arange(3) + 3 * BINS * np.arange(n).reshape(n, 1, 1, 1)
     counts = np.bincount(place.ravel(), minlength=3 * BINS * n).reshape(n, 3 * BINS)
@@ -49,11 +49,9 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
         p = probe_out_of_fold(features(), y, case, settings.seed)
         return p, p >= 0.5
 
-    colours = (
-        lambda: np.concatenate(  # noqa: E731
-            [colour_histogram(many.pixels[at : at + 256]) for at in range(0, len(many), 256)]
-        )
-    )
+    def colours() -> NDArray[Any]:
+        return np.concatenate([colour_histogram(many.pixels[at : at + 256]) for at in range(0, len(many), 256)])
+
     makers = {
         MAJORITY: lambda: majority(y),
         COLOUR: lambda: by_probe(colours),

@@ -20,10 +20,10 @@ from midog.report.markup import Drawing, Marked, Section, Value, table_html
 TITLE = "Calibration"
 BINS = 15
 TEXT = (
-    "In the first figure look for dots on the diagonal: there a confidence of .7 is atypical in seven of ten. In the "
-    "second look for domains far to the right of the others: there the confidence misleads even where the ranking is "
-    "good. The error is never 0 on few patches; the ring is what a perfectly calibrated model of this size would show, so "
-    "good is a dot near its ring."
+    "In the first figure look for dots on the diagonal: there a confidence of .7 is atypical in seven of ten. In "
+    "the second look for domains far to the right of the others: there the confidence misleads even where the "
+    "ranking is good. The error is never 0 on few patches; the ring is what a perfectly calibrated model of this "
+    "size would show, so good is a dot near its ring."
 )
 
 

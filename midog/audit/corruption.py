@@ -1,4 +1,4 @@
-"""What scanner, stain and file do to a patch, in five severities: noise, JPEG, blur, H&E, brightness. Scales are ours."""
+"""What scanner, stain and file do to a patch: noise, JPEG, blur, H&E, brightness, in five severities of our choice."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ TITLE = "Corruption"
 SEVERITIES = 5
 Patch = NDArray[np.uint8]
 TEXT = (
-    "Look for the curve that falls first: what it shows should be in the augmentation. Good is a curve that stays inside "
-    "the band of severity 0 up to severity 2, about what scanners do; severity 5 is beyond what a pathologist would "
-    "accept. The table gives each curve's mean over all severities, and what is lost at severity 5."
+    "Look for the curve that falls first: what it shows should be in the augmentation. Good is a curve that stays "
+    "inside the band of severity 0 up to severity 2, about what scanners do; severity 5 is beyond what a "
+    "pathologist would accept. The table gives each curve's mean over all severities, and what is lost at severity "
+    "5."
 )
 
 
@@ -113,5 +114,5 @@ def section(found: dict[str, Any]) -> Section:
         }
         for name, row in found["corruptions"].items()
     ]
-    note = "Balanced accuracy against severity; 0 is the clean patch. Bands: 95 % case-bootstrap intervals; dotted: chance."
+    note = "Balanced accuracy against severity, 0 = clean. Bands: 95 % case-bootstrap intervals; dotted: chance."
     return Section(TITLE, TEXT, curves(panels, "severity"), table_html(rows), note, small=True)

@@ -120,8 +120,8 @@ def section(found: dict[str, Any]) -> Section:
     )
     note = (
         f"{found['ms_per_patch']:.1f} ms a patch on {found['device']} with {found['threads']} threads "
-        f"({found['cpu_ms_per_patch']:.1f} ms of processor time; {found['timed']} patches timed once, after a warm-up). "
-        f"{energy_text}"
+        f"({found['cpu_ms_per_patch']:.1f} ms of processor time; {found['timed']} patches timed once, after a "
+        f"warm-up). {energy_text}"
     )
     if found["out_of_fold"]:
         note += " Out of fold one fold model answers for a patch; a bundle asks all that it holds."

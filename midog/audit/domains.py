@@ -18,13 +18,13 @@ TITLE = "Domains"
 BYS = ("scanner", "tumour")
 RULE = "pooled"
 TEXT = (
-    "Look for domains whose interval lies left of the others in both figures: there the ranking itself is worse. Left in "
-    "balanced accuracy alone means that the threshold sits wrong. Good is one column of overlapping intervals. Hollow: "
-    "fewer than 30 atypical patches, shown but not ranked."
+    "Look for domains whose interval lies left of the others in both figures: there the ranking itself is worse. "
+    "Left in balanced accuracy alone means that the threshold sits wrong. Good is one column of overlapping "
+    "intervals. Hollow: fewer than 30 atypical patches, shown but not ranked."
 )
 UNSEEN = (
-    "In the third figure shift, temperature and threshold were fitted without the domain. The ring is the best that any "
-    "threshold reaches there, so good is a dot inside its ring."
+    "In the third figure shift, temperature and threshold were fitted without the domain. The ring is the best that "
+    "any threshold reaches there, so good is a dot inside its ring."
 )
 
 

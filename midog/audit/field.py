@@ -15,10 +15,11 @@ TITLE = "Field and scale"
 SCALES = (0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0)
 CROPS = (32, 48, 64, 80, 96, 112, 128)
 TEXT = (
-    "Look at how fast the curve falls on both sides of 1: a scanner's nominal 0.25 µm per pixel may be off by some per "
-    "cent, so good is a flat top from .8 to 1.25. In the second figure the surroundings are painted over with the "
-    "patch's mean colour: good is a curve that has risen by 64 pixels, for the figure itself lies inside; one that only "
-    "rises at the right end needs the surroundings. Below 1 the rim is mirrored tissue, so the left end is pessimistic."
+    "Look at how fast the curve falls on both sides of 1: a scanner's nominal 0.25 µm per pixel may be off by some "
+    "per cent, so good is a flat top from .8 to 1.25. In the second figure the surroundings are painted over with "
+    "the patch's mean colour: good is a curve that has risen by 64 pixels, for the figure itself lies inside; one "
+    "that only rises at the right end needs the surroundings. Below 1 the rim is mirrored tissue, so the left end "
+    "is pessimistic."
 )
 
 

@@ -1,4 +1,4 @@
-"""How much a probe on the frozen backbone learns from 1, 5, 10, 25 and 100 % of the cases: what more data would bring."""
+"""What a probe on the frozen backbone learns from 1, 5, 10, 25 and 100 % of the cases: what more data would bring."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from midog.report.markup import Drawing, Section, Value, table_html
 TITLE = "Low data"
 SHARES = (0.01, 0.05, 0.1, 0.25, 1.0)
 TEXT = (
-    "Look at the right end. A curve that still rises steeply there says that more cases would help more than another "
-    "model; a flat one says that this backbone has given what a linear probe can take. Good is a curve that is far above "
-    "chance by a tenth of the cases: features that need few labels. Each smaller set of cases is part of the next."
+    "Look at the right end. A curve that still rises steeply there says that more cases would help more than "
+    "another model; a flat one says that this backbone has given what a linear probe can take. Good is a curve that "
+    "is far above chance by a tenth of the cases: features that need few labels. Each smaller set of cases is part "
+    "of the next."
 )
 
 
@@ -83,7 +84,8 @@ def section(found: dict[str, Any]) -> Section:
             range(len(rows)),
             [f"{row['share']:.0%}" for row in rows],
         ),
-        f"Linear probe on frozen {found['backbone']}; dotted: chance. Band: 95 % case-bootstrap interval of the test alone.",
+        f"Linear probe on frozen {found['backbone']}; dotted: chance. Band: 95 % case-bootstrap interval of the test "
+        "alone.",
     )
     table = [
         {

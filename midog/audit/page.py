@@ -9,8 +9,8 @@ from midog.audit.battery import PARTS, lines, part
 from midog.report.markup import Section, escape, page_html, paragraphs
 
 HOW = (
-    "Every interval is a 95 % bootstrap over cases; nothing was tuned for this page, and nothing should be chosen by it "
-    "that is later reported on the same patches. Fewer than 30 atypical patches: shown, not ranked."
+    "Every interval is a 95 % bootstrap over cases; nothing was tuned for this page, and nothing should be chosen "
+    "by it that is later reported on the same patches. Fewer than 30 atypical patches: shown, not ranked."
 )
 
 
@@ -29,17 +29,17 @@ def _head(about: Mapping[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     warning = ""
     if seen:
         text = (
-            f"Seen in training: {seen:,} of {patches['once']:,} patches. Scores on them flatter; what moves them (views, "
-            "corruption, attacks) is still what it is. Audit the run or the blend, and each fold model answers for what it "
-            "never saw."
+            f"Seen in training: {seen:,} of {patches['once']:,} patches. Scores on them flatter; what moves them "
+            "(views, corruption, attacks) is still what it is. Audit the run or the blend, and each fold model "
+            "answers for what it never saw."
         )
         warning = f'<div class="warning">{escape(text)}</div>'
     ran = {name: content for name, content in parts.items() if "found" in content}
     summary = "\n".join(f"- {_title(name)}: {line}" for name, line in lines(ran).items())
     counts = (
         f"{patches['once']:,} patches ({patches['atypical']:,} atypical) of {patches['cases']:,} cases, out of "
-        f"{patches['given']:,}, drawn in proportion to class and domain; {patches['again']:,} of them in the parts that "
-        f"ask again and again. {HOW}"
+        f"{patches['given']:,}, drawn in proportion to class and domain; {patches['again']:,} of them in the parts "
+        f"that ask again and again. {HOW}"
     )
     return "\n".join(
         [

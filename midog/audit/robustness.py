@@ -28,10 +28,10 @@ EFFORT = Effort(
 NAMES = {"paired": "robustness index, pairs", "index": "robustness index, all", "clustering": "clustering score"}
 DROPS = {"in_domain": "performance drop, same domains", "out_of_domain": "performance drop, others"}
 TEXT = (
-    "The robustness index asks whose neighbours are nearer: same label from another scanner, or other label from the "
-    "same. Read each dot against its ring, which is chance for these patches: right of it the label counts more than the "
-    "scanner, which is good; left of it the scanner does. Performance drop: what a probe loses when label and scanner go "
-    "together in its training; good is an interval that touches 0."
+    "The robustness index asks whose neighbours are nearer: same label from another scanner, or other label from "
+    "the same. Read each dot against its ring, which is chance for these patches: right of it the label counts more "
+    "than the scanner, which is good; left of it the scanner does. Performance drop: what a probe loses when label "
+    "and scanner go together in its training; good is an interval that touches 0."
 )
 
 

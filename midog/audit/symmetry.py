@@ -21,9 +21,9 @@ from midog.robustness.stability import view_stability
 TITLE = "Symmetry"
 ANGLES = (15, 30, 45, 60, 75)
 TEXT = (
-    "Look for dots that lie in one line: turning or mirroring a patch changes nothing about the figure, so good is a flip "
-    "rate near 0 and the same score in every view. A model that averages all eight symmetries has exactly 0 there; "
-    "other angles are resampled and mirrored at the border, so a little is lost without anybody's fault."
+    "Look for dots that lie in one line: turning or mirroring a patch changes nothing about the figure, so good is "
+    "a flip rate near 0 and the same score in every view. A model that averages all eight symmetries has exactly 0 "
+    "there; other angles are resampled and mirrored at the border, so a little is lost without anybody's fault."
 )
 
 
