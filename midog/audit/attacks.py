@@ -24,7 +24,7 @@ TITLE = "Attacks"
 BUDGETS = (0, 2, 4, 8)
 """Largest change of a pixel, in grey levels of 255. Our choice; 0 gives the clean answers."""
 TRANSFER = 8
-FITTED = 32
+FITTED = 64
 SHARE = 5
 """Attacks take a fifth of the patches that curves take: each costs some thirty passes."""
 KINDS = ("universal", "local", "rim")
@@ -32,7 +32,7 @@ TEXT = (
     "Look at the gap between each bold curve and its dashed one, random noise of the same budget: that gap is what an "
     "attack finds and chance does not. Good is no gap up to 2 grey levels, which nobody sees; every undefended network "
     "falls at 8. Universal: one change for all patches, fitted on other cases. Local: one for each patch, without "
-    "labels. Rim: the same, on the outer tenth of the pixels alone, where no figure lies."
+    "labels. Rim: the same, on the outer tenth of what the network sees."
 )
 MATRIX = (
     "In the matrix look along a row: a change fitted on one member, and what AUROC it costs the others. Good are small "
@@ -46,7 +46,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     One fold model, one view, that model's own operating point where there is one. In a run or blend it is attacked on
     patches that it never saw and universal changes are fitted on its training cases; in a bundle on other cases.
     """
-    from midog.audit.victims import STEPS, as_tensor, versions, victim_of
+    from midog.audit.victims import STEPS, as_tensor, universal, versions, victim_of
     from midog.robustness.attack_report import NOISE, attack_report
     from midog.robustness.universal import check_disjoint
 
@@ -57,10 +57,15 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     victim = victim_of(subject, member)
     columns = {by: target.column(by) for by in ("scanner", "tumour")}
     groups = {by: words for by, words in columns.items() if len(set(words)) > 1 and "" not in words}
+    largest = max(BUDGETS) / 255
+    delta = universal(victim, fit_pixels, largest, settings.seed)
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         for budget in BUDGETS:
-            attacked, control = versions(kind, victim, pixels, fit_pixels, budget / 255, settings.seed)
+            epsilon, crop = budget / 255, member.network.image.crop
+            attacked, control = versions(
+                kind, victim, pixels, delta * (epsilon / largest), epsilon, crop, settings.seed
+            )
             given = {kind: attacked, NOISE: control}
             for row in attack_report(victim, pixels, given, target.labels, target.cases, groups, seed=settings.seed):
                 rows.append(plain(row, kind, budget))
@@ -77,7 +82,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
 
 
 def chosen(subject: Subject, member: Member, patches: Patches, settings: Settings) -> tuple[Patches, Patches]:
-    """Patches to attack, and patches of other cases to fit universal changes on.
+    """Patches to attack, and patches of other cases to fit universal changes on; both evenly over label × domain.
 
     Raises: DataError where there are not enough cases for both.
     """
@@ -92,9 +97,13 @@ def chosen(subject: Subject, member: Member, patches: Patches, settings: Setting
     other = ~mine & ~np.isin(patches.cases, patches.cases[mine])
     if not mine.any() or not other.any():
         raise DataError("attacks need cases to fit on and other cases to attack", "more cases: --limit 0")
-    pool, target = patches.take(other), patches.take(mine).draw(settings.limit // SHARE, settings.seed)
-    rows = balanced_sample(pool.labels, pool.column("domain"), min(FITTED, len(pool)), settings.seed)
-    return target, pool.take(rows)
+
+    def balanced(rows: NDArray[np.bool_], n: int) -> Patches:
+        pool = patches.take(rows)
+        n = min(n, len(pool)) if n else len(pool)
+        return pool.take(balanced_sample(pool.labels, pool.column("domain"), n, settings.seed))
+
+    return balanced(mine, settings.limit // SHARE), balanced(other, FITTED)
 
 
 def plain(row: Row, kind: str, budget: int) -> dict[str, Any]:
@@ -135,8 +144,7 @@ def across(subject: Subject, target: Patches, pixels: Tensor, fit_pixels: Tensor
     victims = {member.name: victim_of(subject, member) for member in subject.everyone}
     seen = {attack_report.NOISE: add(pixels, sign_noise((1, *pixels.shape[1:]), epsilon, pixels, seed))}
     for name, victim in victims.items():
-        assert victim.encode is not None
-        seen[name] = add(pixels, universal(victim.encode, fit_pixels, epsilon, seed))
+        seen[name] = add(pixels, universal(victim, fit_pixels, epsilon, seed))
     cells_of = attack_report.transfer(victims, pixels, seen, target.labels, target.cases, seed=seed)
     rows, columns, drop = attack_report.matrix(cells_of)
     values: NDArray[np.float64] = drop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from midog.robustness.attack_report import Victim
 
-STEPS, RIM = 5, 0.1
+STEPS, EPOCHS, RIM = 5, 5, 0.1
 
 
 def as_tensor(patches: Patches) -> Tensor:
@@ -49,25 +48,39 @@ def victim_of(subject: Subject, member: Member) -> Victim:
 
 
 def versions(
-    kind: str, victim: Victim, pixels: Tensor, fit_pixels: Tensor, epsilon: float, seed: int
+    kind: str, victim: Victim, pixels: Tensor, delta: Tensor, epsilon: float, crop: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Attacked pixels and the noise control of equal budget."""
+    """Attacked pixels and the noise control of equal budget.
+
+    Args:
+        kind: universal, local or rim. delta: the universal change for the budget `epsilon`.
+        crop: pixels around the centre that the network sees: the rim is theirs.
+    """
     from midog.robustness.local import Local, attack, noise
-    from midog.robustness.masks import rim_mask
     from midog.robustness.perturbation import add, sign_noise
 
-    encode = victim.encode
-    assert encode is not None
+    assert victim.encode is not None
     if kind == "universal":
-        delta = universal(encode, fit_pixels, epsilon, seed)
         return add(pixels, delta), add(pixels, sign_noise(delta.shape, epsilon, delta, seed))
-    mask = rim_mask(pixels.shape[-1], RIM).to(pixels.device) if kind == "rim" else None
+    mask = seen_rim(pixels.shape[-1], crop).to(pixels.device) if kind == "rim" else None
     settings = Local(epsilon=epsilon, steps=STEPS, alpha=max(epsilon / 2, 1 / 255), seed=seed)
-    return attack(encode, pixels, settings, mask), noise(pixels, epsilon, mask, seed)
+    return attack(victim.encode, pixels, settings, mask), noise(pixels, epsilon, mask, seed)
 
 
-def universal(encode: Callable[[Tensor], Tensor], pixels: Tensor, epsilon: float, seed: int) -> Tensor:
-    """Few images and epochs, long steps: a bound from below on what a patient attacker finds (our choice)."""
+def seen_rim(side: int, crop: int) -> Tensor:
+    """Bool mask (1, 1, side, side): the outer tenth of the central `crop` pixels, which is what the network sees."""
+    from torch.nn import functional
+
+    from midog.robustness.masks import rim_mask
+
+    margin = (side - crop) // 2
+    return functional.pad(rim_mask(crop, RIM), (margin, side - crop - margin) * 2, value=False)
+
+
+def universal(victim: Victim, pixels: Tensor, epsilon: float, seed: int) -> Tensor:
+    """A universal change from few images and epochs with long steps: a patient attacker finds no weaker one. Ours."""
     from midog.robustness.universal import Universal, fit_universal
 
-    return fit_universal(encode, pixels, Universal(epsilon, epochs=3, batch=8, alpha=epsilon / 4 or None, seed=seed))
+    assert victim.encode is not None
+    settings = Universal(epsilon, epochs=EPOCHS, batch=8, alpha=epsilon / 10, seed=seed)
+    return fit_universal(victim.encode, pixels, settings)
