@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from midog.robustness.attack_report import Row
 
 TITLE = "Attacks"
-BUDGETS = (0, 2, 4, 8)
+BUDGETS = (0, 2, 8)
 """Largest change of a pixel, in grey levels of 255. Our choice; 0 gives the clean answers."""
 TRANSFER = 8
-FITTED = 64
+FITTED = 48
 SHARE = 5
 """Attacks take a fifth of the patches that curves take: each costs some thirty passes."""
 KINDS = ("universal", "local", "rim")

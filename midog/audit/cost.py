@@ -14,8 +14,8 @@ from midog.report.markup import Drawing, Section, table_html
 
 TITLE = "Cost"
 TIMED = 32
-BATCH = 64
-"""Patches in a batch of `predict_logits`, to which the peak of memory belongs."""
+BATCH = 16
+"""Patches in a batch on a processor, to which the peak of memory belongs."""
 TEXT = (
     "Look for a member that takes most of the work: the domains above say whether it earns it. Good is a cost that the "
     "platform's time limit forgives: a job holds up to 16 patches. The energy is an estimate from processor time and a "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from midog.errors import ArgumentError
 
 Patch = NDArray[np.uint8]
+RIM = 32
 
 
 def rotate(image: Patch, degrees: float) -> Patch:
@@ -26,21 +27,25 @@ def rotate(image: Patch, degrees: float) -> Patch:
 def magnify(image: Patch, factor: float) -> Patch:
     """A square (s, s, 3) uint8 patch as `factor` times the magnification shows it.
 
-    Above 1 the centre is enlarged; below 1 all is made smaller (antialiased) and the rim is mirrored tissue, for there
-    is no more: a weak stand-in for a wider field.
+    Above 1 the centre is enlarged; below 1 all is made smaller (antialiased), and around it the outermost `RIM` pixels
+    are mirrored again and again, for there is no more tissue: a weak stand-in for a wider field. The figure is not in
+    them, so there is never a second one.
 
-    Raises: ArgumentError for a factor of a third or less, which would mirror twice.
+    Raises: ArgumentError for a factor below a quarter.
     """
     from PIL import Image
 
     if factor == 1:
         return image
+    if not factor >= 0.25:
+        raise ArgumentError(f"magnification {factor}", "0.25 or more")
     side = len(image)
     shown = side / factor
-    pad = max(0, math.ceil((shown - side) / 2))
-    if not factor > 0 or pad >= side:
-        raise ArgumentError(f"magnification {factor}", "more than 1/3")
-    wide = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    wide, missing = image, max(0, math.ceil((shown - side) / 2))
+    while missing:
+        step = min(missing, RIM)
+        wide = np.pad(wide, ((step, step), (step, step), (0, 0)), mode="reflect")
+        missing -= step
     start = (len(wide) - shown) / 2
     box = (start, start, start + shown, start + shown)
     return np.asarray(Image.fromarray(wide).resize((side, side), Image.Resampling.BICUBIC, box=box))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from midog.robustness.attack_report import Victim
 
-STEPS, EPOCHS, RIM = 5, 5, 0.1
+STEPS, EPOCHS, RIM = 5, 4, 0.1
 
 
 def as_tensor(patches: Patches) -> Tensor:

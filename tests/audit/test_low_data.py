@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def test_smaller_sets_of_cases_are_part_of_larger_ones() -> None:
     case = np.repeat(np.arange(200), 3)
     sets = [set(case[rows].tolist()) for rows in nested_cases(case)]
     assert [len(cases) for cases in sets] == [2, 10, 20, 50, 200]
-    assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+    assert all(a < b for a, b in pairwise(sets))
     again = nested_cases(case)
     assert all(np.array_equal(a, b) for a, b in zip(again, nested_cases(case), strict=True))
     assert not np.array_equal(nested_cases(case, seed=1)[1], again[1])
@@ -23,7 +25,7 @@ def test_the_curve_rises_with_the_cases_and_is_chance_where_a_class_is_missing()
     rng = np.random.default_rng(0)
     case = np.repeat(np.arange(60), 4)
     label = (case % 2).astype(int)  # a case is of one class: 1 % of the cases is one case, and so one class
-    x = rng.normal(size=(len(case), 20)) + 0.8 * label[:, None] * (np.arange(20) < 5)
+    x = rng.normal(size=(len(case), 20)) + 1.2 * label[:, None] * (np.arange(20) < 5)
     rows = shares_curve(x, label, case)
     assert [row["share"] for row in rows] == list(SHARES)
     assert rows[0]["one_class"] == rows[0]["folds"] == 5 and rows[0]["cases"] == 1
