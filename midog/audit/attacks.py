@@ -30,9 +30,9 @@ SHARE = 5
 KINDS = ("universal", "local", "rim")
 TEXT = (
     "Look at the gap between each bold curve and its dashed one, random noise of the same budget: that gap is what an "
-    "attack finds and chance does not. Good is no gap up to 2 grey levels, which nobody sees; every undefended network "
-    "falls at 8. Universal: one change for all patches, fitted on other cases. Local: one for each patch, without "
-    "labels. Rim: the same, on the outer tenth of what the network sees."
+    "attack finds and chance does not. Good is no gap, above all at 2 grey levels, which nobody sees. Universal: one "
+    "change for all patches, fitted on other cases. Local: one for each patch, without labels. Rim: the same, on the "
+    "outer tenth of what the network sees."
 )
 MATRIX = (
     "In the matrix look along a row: a change fitted on one member, and what AUROC it costs the others. Good are small "
@@ -181,11 +181,12 @@ def section(found: dict[str, Any]) -> Section:
         {
             "attack": row["kind"],
             "grey levels": row["budget"],
-            "balanced accuracy": Value(**row["balanced_accuracy"]),
+            "balanced accuracy": row["balanced_accuracy"]["value"],
+            "lost": Value(**row["drop"]["balanced_accuracy"]),
             "lost beyond noise": Value(**row["excess"]["balanced_accuracy"]) if row["excess"] else None,
             "classes changed": Value(**row["flip_rate"]),
             "feature cosine": row["feature_cosine"]["value"],
-            "PSNR, dB": row["psnr"],
+            "PSNR, dB": None if row["psnr"] is None else f"{row['psnr']:.1f}",
         }
         for row in whole
         if row["version"] == row["kind"]

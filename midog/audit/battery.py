@@ -22,7 +22,7 @@ from midog.audit.opening import open_subject
 from midog.audit.patches import Patches, read_patches
 from midog.audit.subject import Subject
 from midog.errors import DataError, MidogError, unknown
-from midog.files import lock, read_json, sha256_json, write_json, write_text
+from midog.files import lock, read_json, sha256_file, sha256_json, write_json, write_text
 from midog.metrics import case_index
 from midog.provenance import provenance
 
@@ -114,9 +114,10 @@ def audit(
 
 
 def inputs_of(name: str, subject: Subject, patches: Patches, settings: Settings) -> str:
-    """Hash of all that a part's numbers depend on: the models' bytes, the point, the patches, the release."""
-    content = [subject.identity, subject.point.to_dict(), patches.identity, asdict(settings)]
-    return sha256_json([name, *content, subject.kind, subject.seen(patches).tolist(), metadata.version("midog")])
+    """Hash of all that a part's numbers depend on: the models' bytes, the point, the patches, release and own code."""
+    content = [subject.identity, subject.point.to_dict(), patches.identity, asdict(settings), subject.kind]
+    code = sha256_file(Path(__file__).with_name(f"{name}.py"))
+    return sha256_json([name, *content, subject.seen(patches).tolist(), metadata.version("midog"), code])
 
 
 def _known(file: Path, inputs: str) -> dict[str, Any] | None:

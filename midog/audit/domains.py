@@ -67,9 +67,10 @@ def section(found: dict[str, Any]) -> Section:
     text, thresholds = TEXT, found["thresholds"]
     if "domains" in thresholds:
         text = f"{TEXT} {UNSEEN}"
+        names = _short([row["domain"] for row in thresholds["domains"]])
         dots = [
-            Dot(row["domain"], row["left_out"][RULE]["balanced_accuracy"], other=row["best"])
-            for row in thresholds["domains"]
+            Dot(name, row["left_out"][RULE]["balanced_accuracy"], other=row["best"])
+            for name, row in zip(names, thresholds["domains"], strict=True)
             if row["best"] is not None
         ]
         caption = f"Threshold ({RULE}) that never saw the domain, on the stored out-of-fold logits."
@@ -87,6 +88,12 @@ def section(found: dict[str, Any]) -> Section:
         for row in rows
     ]
     return Section(TITLE, text, tuple(drawings), table_html(table), _note(thresholds))
+
+
+def _short(names: list[str]) -> list[str]:
+    """`tumour | scanner | laboratory` without the tumour, where that still tells them apart."""
+    tails = [name.partition(" | ")[2] or name for name in names]
+    return tails if len(set(tails)) == len(names) else names
 
 
 def _note(thresholds: dict[str, Any]) -> str:

@@ -39,14 +39,12 @@ def curve(
         axes.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (2, 2)))
         if mark is not None:
             axes.axvline(mark, color=MUTED, lw=0.6)
-        for colour, (name, rows) in zip(COLOURS, lines.items(), strict=False):
+        for colour, rows in zip(COLOURS, lines.values(), strict=False):
             value, low, high = (np.array([_number(row[key]) for row in rows]) for key in ("value", "low", "high"))
             first = colour == ACCENT
             axes.fill_between(x, low, high, color=colour, alpha=0.16 if first else 0.1, lw=0)
             axes.plot(x, value, color=colour, lw=1.8 if first else 1.1, ls="-" if first else (0, (3, 2)))
             axes.plot(x, value, "o", color=colour, ms=3.2 if first else 2.2, mew=0)
-            if len(lines) > 1:
-                axes.text(x[-1], value[-1], f" {name}", color=colour, fontsize=SMALL, va="center", clip_on=False)
         axes.set_ylim(*(limits or span(lines)))
         axes.set_xticks(x, list(words) if words is not None else [f"{v:g}" for v in x])
         axes.yaxis.set_major_formatter(lambda value, _: f"{round(value, 6):g}".replace("0.", ".", 1))
@@ -85,7 +83,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: ArrayLike, label
             if np.isfinite(value):
                 corners = [column, column + 1, column + 1, column], [row, row, row + 1, row + 1]
                 axes.fill(*corners, color=ACCENT, alpha=0.04 + 0.5 * max(value, 0.0) / top, lw=0)
-                text = f"{value:.2f}".replace("0.", ".", 1)
+                text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".", 1)  # adding 0 makes −0 a 0
                 axes.text(column + 0.5, row + 0.5, text, fontsize=SMALL, ha="center", va="center")
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(rows), 0)

@@ -19,7 +19,7 @@ BYS = ("scanner", "tumour", "laboratory")
 TEXT = (
     "A logistic regression is asked for the scanner, the tumour or the laboratory of cases that it never saw. Look for "
     "dots far to the right: the features know the domain, so a decision could lean on it. Good is an interval that "
-    "touches 0, which no pathology backbone reaches; adapted features below the frozen ones mean that training helped."
+    "touches 0; adapted features left of the frozen ones mean that training took some of it out."
 )
 
 

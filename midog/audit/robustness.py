@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from midog.audit.figures import said
 from midog.audit.measure import ONCE, Settings, estimate
 from midog.audit.patches import Patches
 from midog.audit.subject import Subject
 from midog.errors import DataError
 from midog.report.figures import Dot, interval_plot
 from midog.report.markup import Drawing, Section, Value, table_html
+from midog.report.text import cell_text
 from midog.robustness.features import Features
 from midog.robustness.performance_drop import Protocol
 from midog.robustness.report import Effort, report
@@ -82,7 +84,7 @@ def headline(found: dict[str, Any]) -> str:
     for by, one in found["by"].items():
         for row in one.get("rows", ()):
             if row["features"] == "adapted" and row["measure"] == NAMES["paired"] and row["value"] is not None:
-                parts.append(f"against {by} {row['value']:.3f} (chance {row['chance']:.3f})")
+                parts.append(f"against {by} {said(row)}, chance {cell_text(row['chance'])}")
     return "robustness index of adapted features " + (", ".join(parts) or "undefined")
 
 
