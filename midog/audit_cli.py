@@ -30,8 +30,9 @@ def audit(
     A run or blend is answered out of fold: each fold model for what it never saw. The same command continues after a
     stop; parts whose inputs did not change are not repeated.
     """
-    from midog.audit.battery import AUDIT_FILE, PAGE_FILE, Settings
+    from midog.audit.battery import AUDIT_FILE, PAGE_FILE
     from midog.audit.battery import audit as run_battery
+    from midog.audit.measure import Settings
 
     if source.endswith(".csv"):
         raise UsageError("the arguments are swapped", f"midog audit {patches} {source} -o {out}")

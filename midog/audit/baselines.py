@@ -52,7 +52,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     def colours() -> NDArray[Any]:
         return np.concatenate([colour_histogram(many.pixels[at : at + 256]) for at in range(0, len(many), 256)])
 
-    makers = {
+    makers: dict[str, Callable[[], tuple[NDArray[np.float64], NDArray[np.bool_]]]] = {
         MAJORITY: lambda: majority(y),
         COLOUR: lambda: by_probe(colours),
         PROBE: lambda: by_probe(lambda: subject.frozen(many)),

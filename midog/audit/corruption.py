@@ -21,7 +21,7 @@ TITLE = "Corruption"
 SEVERITIES = 5
 Patch = NDArray[np.uint8]
 TEXT = (
-    "Look for the curve that falls first: what it shows should be in the augmentation. Good is a curve that stays inside "
+    "Look for the curve that falls first: what it shows should be in the augmentation. Good is a curve that stays in "
     "the band of severity 0 up to severity 2; 1 and 2 are mild, 4 and 5 plain to the eye. The table gives each curve's "
     "mean over severities 1 to 5, and what is lost at 5."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ METRICS = ("balanced_accuracy", "roc_auc")
 FOLDS = 5
 Floats = NDArray[np.float64]
 Estimate = dict[str, float | None]
+Pair = tuple[ArrayLike, ArrayLike]
+"""Confidence and class of the same patches."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ def score(label: ArrayLike, p: ArrayLike, called: ArrayLike, case: ArrayLike) ->
     }
 
 
-def gain(label: ArrayLike, case: ArrayLike, ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike]) -> dict[str, Any]:
-    """Scores of ours minus theirs, each (confidence, called), with intervals paired by case."""
+def gain(label: ArrayLike, case: ArrayLike, ours: Pair, theirs: Pair) -> dict[str, Any]:
+    """Scores of ours minus theirs, with intervals paired by case."""
     result = {}
     a, b = (scores(label, *pair) for pair in (ours, theirs))
-    many_a, many_b = (replicates(label, *pair, case, METRICS) for pair in (ours, theirs))
+    many_a, many_b = (replicates(label, p, called, case, METRICS) for p, called in (ours, theirs))
     for name in METRICS:
         before, after = getattr(b, name), getattr(a, name)
         known = before is not None and after is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ensemble.blend import BLEND_FILE, BlendMember, OperatingPoint, read_blend
 from midog.audit.subject import Member, Subject
@@ -100,7 +100,7 @@ def _out_of_fold(
     points: dict[str, OperatingPoint],
     found: dict[str, Member],
     runs: list[Run],
-    thresholds: dict,
+    thresholds: dict[str, Any],
     pretrained: Path | None,
 ) -> Subject:
     from midog.packing import training_pixels
@@ -133,7 +133,7 @@ def _member(run: Run, name: str, of_blend: BlendMember | None = None) -> Member:
     return Member(shown, Network.from_dict(run.network(name)), files, left_out, None, False)
 
 
-def _thresholds(run: Run, point: OperatingPoint) -> dict:
+def _thresholds(run: Run, point: OperatingPoint) -> dict[str, Any]:
     """What a threshold costs in domains that it never saw, from the stored out-of-fold logits of the point's members.
 
     Empty where a fold is missing, or its logits: the audit's other parts do not need them.

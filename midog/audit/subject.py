@@ -83,7 +83,8 @@ class Subject:
         """The operating point's answers; with `change` to changed patches."""
         key = ("answer", patches.identity)
         if change is None and key in self.kept:
-            return self.kept[key]
+            known: Answers = self.kept[key]
+            return known
         if self.bundle is not None:
             z = self.bundle.predict(Shown(patches, None, change), mpp=None, ids=patches.ids).logit
         else:
@@ -119,7 +120,8 @@ class Subject:
         key = ("inference", member.name)
         if key not in self.kept:
             self.kept[key] = self._build(member)
-        return self.kept[key]
+        found: Inference = self.kept[key]
+        return found
 
     def _build(self, member: Member) -> Inference:
         from midog.models.classifier import pretrained_state
@@ -136,7 +138,7 @@ class Subject:
     def unseen(self, member: Member, patches: Patches) -> NDArray[np.bool_]:
         """(n,) bool: patches that the member's first fold model may answer for; all, where nobody knows (a bundle)."""
         fold = fold_of(member, patches)
-        return (fold == member.first) | (fold == -1)
+        return np.asarray((fold == member.first) | (fold == -1), dtype=np.bool_)
 
     def threshold(self, member: Member) -> float:
         """Logit from which one fold model with one view calls atypical: its own operating point's, else the audited."""
@@ -160,7 +162,7 @@ class Subject:
             stored = _whole_state(self.members[0], model)
             model.backbone.load_state_dict(stored or pretrained_state(network, self.pretrained))
             self.kept[key] = pooled_features(model, Shown(patches), label="frozen")
-        return self.kept[key]
+        return np.asarray(self.kept[key])
 
     def adapted(self, patches: Patches) -> NDArray[np.float32]:
         """(n, width) features of the first member's first fold model; ask for `unseen` patches."""
@@ -169,7 +171,7 @@ class Subject:
         key = ("adapted", patches.identity)
         if key not in self.kept:
             self.kept[key] = pooled_features(self.single(self.members[0]), Shown(patches), label="adapted")
-        return self.kept[key]
+        return np.asarray(self.kept[key])
 
     def features(self, patches: Patches) -> tuple[Features, str]:
         """Features of the first fold model, and of its frozen backbone where that is at hand, else why not."""
