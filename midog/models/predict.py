@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from midog.models.classifier import Classifier
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
-BATCHES = {"cpu": 16}
-"""Images per forward by kind of device, else 64. A processor asks the kernel for the memory of large activations anew
-in every layer: MobileNetV2 on 64 images of 192 px took 17 ms an image, on 16 of them 9 ms, with equal bits."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -70,7 +67,7 @@ def predict_logits(
     patches: Any,
     views: Sequence[str] = ("identity",),
     device: str | torch.device = "auto",
-    batch: int | None = None,
+    batch: int = 64,
     precision: str = "auto",
     label: str = "",
 ) -> NDArray[np.float64]:
@@ -81,8 +78,7 @@ def predict_logits(
         patches: (n, 128, 128, 3) uint8 RGB, or anything with `len` that an index array turns into that (`Pixels`).
         views: Names of `augment.views`.
         device: See `pick_device`.
-        batch: Images per forward, None: see `BATCHES`; halved when the GPU's memory is too small, down to the processor
-            at last.
+        batch: Images per forward; halved when the GPU's memory is too small, down to the processor at last.
         precision: See `pick_precision`. Logits that are not finite are computed again in float32.
         label: Text beside the progress bar; none without.
 
@@ -90,7 +86,6 @@ def predict_logits(
     """
     device = pick_device(device)
     dtype = pick_precision(device, precision)
-    batch = BATCHES.get(device.type, 64) if batch is None else batch
     logits = np.empty((len(patches), len(views)), dtype=np.float64)
     was_training = model.training
     model.to(device).eval()
