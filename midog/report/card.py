@@ -14,6 +14,7 @@ from ensemble.result import OOF_BLEND_FILE, OOF_FAST_FILE
 from midog.data.download import SOURCES
 from midog.errors import DataError, MidogError
 from midog.metrics import bootstrap_by_case, scores
+from midog.packing import trained_on
 from midog.report.findings import FEW, provenance_rows
 from midog.report.text import cell_text
 from midog.run import open_run
@@ -277,6 +278,7 @@ def _provenance(blend: Blend) -> str:
     runs = own.pop("runs", {})
     told = {"blend": {**content, **own, "seed": settings.get("seed")}}
     told |= {f"run {name}": manifest for name, manifest in runs.items()}
+    told |= {f"fold models {', '.join(of['fold_models'])}": of for of in trained_on(blend.members)}
     facts = {
         name: ", ".join(f"{key} {value}" for key, value in provenance_rows(of) if key != "platform")
         for name, of in told.items()
