@@ -63,7 +63,7 @@ def model_card(blend: Path | str) -> str:
     if fast is not None:
         parts += [
             *_scores("fast", read, fast),
-            "Which member is the best was found anew without each part of the cases.",
+            "Which members are the best was found anew without each part of the cases.",
         ]
     parts += ["## Operating points", *_points(read), "## Limits", _limits(read, full)]
     parts += ["## Licences and citations", _licences(read, full), "## Provenance", _provenance(read)]
