@@ -16,7 +16,7 @@ from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import WeightsError
-from midog.models.classifier import Begin, Classifier, backbone_state, build_classifier, save_fold
+from midog.models.classifier import Begin, Classifier, backbone_state, build_classifier, round_trained, save_fold
 from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.predict import predict_logits
@@ -115,6 +115,7 @@ def prove(
         began = time.perf_counter()
         predict_logits(classifier, few, VIEW_NAMES, resources.device)
         per_view = (time.perf_counter() - began) / (len(few) * len(VIEW_NAMES))
+        round_trained(classifier)
         before = predict_logits(classifier, few, VIEW_NAMES, resources.device, precision="float32")
         file = save_fold(classifier, Path(scratch) / "model.safetensors")
         base = None if classifier.whole else backbone_state(classifier)
