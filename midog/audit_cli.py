@@ -33,10 +33,12 @@ def audit(
     from midog.audit.battery import AUDIT_FILE, PAGE_FILE
     from midog.audit.battery import audit as run_battery
     from midog.audit.measure import Settings
+    from midog.models.allocator import keep_freed_memory
 
     if source.endswith(".csv"):
         raise UsageError("the arguments are swapped", f"midog audit {patches} {source} -o {out}")
     settings = Settings(limit=limit)
+    keep_freed_memory()
     found = run_battery(source, patches, out, only or (), split, use, pretrained, settings, say=note)
     show(found.to_dict(), found.text(), as_json)
     wrote(out / AUDIT_FILE)

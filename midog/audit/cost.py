@@ -14,7 +14,7 @@ from midog.report.markup import Drawing, Section, table_html
 
 TITLE = "Cost"
 TIMED = 32
-BATCH = 16
+BATCH = 8
 """Patches in a batch on a processor, to which the peak of memory belongs."""
 TEXT = (
     "Look for a member that takes most of the work: the domains above say whether it earns it. Good is a cost that the "
