@@ -194,7 +194,7 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
 
 def _sections(problems: Problems, content: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """The typed sections of a member (or of `each`); None where one does not fit, and for a start that is off."""
-    from midog.models.heads.linear import HEADS
+    from midog.models.heads.kinds import HEADS
     from midog.models.preprocess import Image
     from midog.models.tuning import TUNES
     from midog.training.member import Training

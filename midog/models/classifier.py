@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from midog.files import sha256_json
 from midog.models.backbones import build_backbone, find_backbone, list_backbones
-from midog.models.heads.linear import Head, build_head, feature_width, pool_features
+from midog.models.heads.base import HeadModule
+from midog.models.heads.kinds import Head, build_head, head_input
 from midog.models.network import Network
 from midog.models.preprocess import input_size, prepare
 from midog.models.tuning import (
@@ -31,6 +32,7 @@ from midog.models.tuning import (
     is_added,
     plain_name,
     trained_names,
+    untuned,
 )
 from midog.models.weights import write_tensors
 
@@ -58,7 +60,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.backbone = backbone
-        self.head = build_head(network.head, feature_width(backbone, network.backbone.pooling))
+        self.head: HeadModule = build_head(network, backbone)
         # Convolutions on a processor and on tensor cores are two to three times faster with channels last.
         self.format = torch.contiguous_format if network.backbone.patch else torch.channels_last
         self.backbone.to(memory_format=self.format)  # type: ignore[call-overload]
@@ -68,9 +70,28 @@ class Classifier(nn.Module):
         """True where the backbone is no longer the pretrained one: a fold model's file then holds all of it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=self.format)
-        logits: Tensor = self.head(pool_features(self.backbone, x, self.network.backbone.pooling))
+        logits: Tensor = self.head(self.look(x))
         return logits
+
+    def look(self, x: Tensor) -> Tensor:
+        """(n, 3, s, s) float to what the head needs: pooled features, or tokens."""
+        features = self.backbone.forward_features(x.contiguous(memory_format=self.format))  # type: ignore[operator]
+        return head_input(self.head, self.backbone, features, self.network.backbone.pooling)
+
+    def answer(self, x: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(n, 3, s, s) float and targets (n,) to logits (n,) and the head's own loss terms; see `HeadModule.answer`."""
+        frozen = self.look_untuned(x) if self.head.wants_frozen else None
+        return self.head.answer(self.look(x), targets, frozen)
+
+    @torch.no_grad()
+    def look_untuned(self, x: Tensor) -> Tensor:
+        """As `look`, without adapters and dropout."""
+        self.backbone.eval()
+        try:
+            with untuned(self.backbone):
+                return self.look(x)
+        finally:
+            self.train(self.training)
 
     def prepare(self, patches: NDArray[np.uint8] | Tensor) -> Tensor:
         """(n, 128, 128, 3) uint8 RGB, an array or a tensor, to (n, 3, s, s) float32 on this network's device."""
@@ -89,21 +110,27 @@ class Classifier(nn.Module):
 
 Begin = Callable[[nn.Module], Mapping[str, Tensor] | None]
 """Changes a pretrained backbone in place before anything is frozen; returns a state for the head, or None."""
+Measure = Callable[[nn.Module], Mapping[str, Tensor]]
+"""Buffers of the head by name, as the backbone says before it is tuned; leaves it as it is."""
 
 
-def build_classifier(network: Network, weights: Path | None = None, begin: Begin | None = None) -> Classifier:
+def build_classifier(
+    network: Network, weights: Path | None = None, begin: Begin | None = None, measure: Measure | None = None
+) -> Classifier:
     """A classifier ready for training: pretrained, adapters or prompts injected, the rest frozen and rounded.
 
     Args:
         network: What to build. With `pretrained: random` the same seed gives the same bytes.
         weights: Folder (or file) of pretrained weights; see `weights.find_weights`.
         begin: What happens to the backbone before it is tuned, such as a start.
+        measure: What the head takes from the backbone as it is then, such as prototypes.
 
     Raises: UsageError for settings that do not fit the backbone; WeightsError for missing or foreign weights.
     """
     input_size(network.image, network.backbone)
     backbone = build_backbone(network.backbone, network.pretrained, network.seed, weights)
     head = begin(backbone) if begin is not None else None
+    measured = measure(backbone) if measure is not None else {}
     trained = trained_names(backbone, network.tune)
     pretrained = {}
     with torch.no_grad():
@@ -120,6 +147,8 @@ def build_classifier(network: Network, weights: Path | None = None, begin: Begin
     classifier = Classifier(network, backbone)
     if head is not None:
         classifier.head.load_state_dict(head)
+    for name, value in measured.items():
+        classifier.head.get_buffer(name).copy_(value)
     classifier.whole = begin is not None
     classifier.pretrained = {} if classifier.whole else pretrained
     return classifier.train()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from midog.errors import UsageError, WeightsError
 from midog.models.backbones import empty_backbone
 from midog.models.classifier import BACKBONE, HEAD, Classifier
-from midog.models.heads.linear import build_head, feature_width
+from midog.models.heads.base import HeadModule
+from midog.models.heads.kinds import build_head
+from midog.models.heads.linear import Linear
 from midog.models.network import Network
 from midog.models.prompts import Prompts, insert_prompts
 from midog.models.tuning import ADAPTER_PARTS, Lora, Tune, added_tensors, is_added, merge_adapter
@@ -37,6 +40,8 @@ class Inference:
             self.base = backbone_file or {}
         else:
             self.base = TensorFile(backbone_file)
+        # Any head will do until a fold file brings its own.
+        network = replace(network, head=Linear())
         self._module = Classifier(network, empty_backbone(network.backbone)).requires_grad_(False).eval().to(device)
         self._plain: set[str] = set()  # names that hold their pretrained bytes at this moment
         self._remove_prompts: Callable[[], None] | None = None
@@ -62,7 +67,8 @@ class Inference:
         backbone = self._module.backbone
         stored = {name.removeprefix(BACKBONE) for name in fold.names if name.startswith(BACKBONE)}
         adapted = {name.rpartition(".")[0] for name in stored if name.endswith(".lora_A")}
-        head = build_head(network.head, feature_width(backbone, network.backbone.pooling))
+        shapes = {name.removeprefix(HEAD): fold.shape(name) for name in fold.names if name.startswith(HEAD)}
+        head = self._head(fold, network, shapes)
         self._check(fold, stored, adapted, head, network)
         self._ready = False
         self._fit_prompts(network.tune)
@@ -105,6 +111,12 @@ class Inference:
         if (network.backbone.timm, network.backbone.timm_kwargs) != (built.timm, built.timm_kwargs):
             raise WeightsError(f"{fold.path} is a fold model on {network.backbone.name}, not on {built.name}")
         return network
+
+    def _head(self, fold: TensorFile, network: Network, shapes: Mapping[str, Sequence[int]]) -> HeadModule:
+        try:
+            return build_head(network, self._module.backbone, shapes)
+        except UsageError as error:
+            raise WeightsError(f"{fold.path} is no fold model of this project ({error.problem})") from error
 
     def _adapter(self, fold: TensorFile, module: str, device: torch.device) -> dict[str, Tensor]:
         parts = [part for part in ADAPTER_PARTS if f"{BACKBONE}{module}.{part}" in fold]

@@ -9,7 +9,8 @@ from typing import Any
 
 from midog.errors import unknown
 from midog.models.backbones import Backbone, find_backbone
-from midog.models.heads.linear import HEADS, Head, Linear
+from midog.models.heads.kinds import HEADS, Head, check_head
+from midog.models.heads.linear import Linear
 from midog.models.preprocess import Image
 from midog.models.tuning import TUNES, Full, Tune
 
@@ -24,6 +25,9 @@ class Network:
     tune: Tune = field(default_factory=Full)
     head: Head = field(default_factory=Linear)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_head(self.head, self.tune)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back equal."""

@@ -18,7 +18,7 @@ from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import MidogError, WeightsError
 from midog.files import sha256_file, sha256_json, write_json
-from midog.models.classifier import Begin, Classifier, build_classifier, round_trained, save_fold
+from midog.models.classifier import Begin, Classifier, Measure, build_classifier, round_trained, save_fold
 from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
 from midog.provenance import provenance
@@ -35,6 +35,7 @@ from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.optimise import RunningMean, build_optimizer
 from midog.training.patches import FoldPatches, fold_patches
+from midog.training.prototypes import prototypes_of
 from midog.training.sampling import draw_epoch
 from midog.training.seeds import generator_of, seed_of
 from midog.training.selection import Best
@@ -109,7 +110,9 @@ def _train(
             identity=identity,
             say=say,
         )
-    classifier, state = start(member, pretrained, resources, k, begin)
+    # A checkpoint holds the prototypes that training began with.
+    measure = None if last.is_file() else prototypes_of(member, k, patches, resources)
+    classifier, state = start(member, pretrained, resources, k, begin, measure)
     what = f"{member.name} fold {k}"
     memory = Memory(classifier, machine.part, machine.checkpointing, lambda line: say(f"{what}: {line}"))
     if machine.compile:
@@ -141,11 +144,17 @@ def _train(
 
 
 def start(
-    member: Member, pretrained: Path | None, resources: Resources, k: int, begin: Begin | None = None
+    member: Member,
+    pretrained: Path | None,
+    resources: Resources,
+    k: int,
+    begin: Begin | None = None,
+    measure: Measure | None = None,
 ) -> tuple[Classifier, checkpoint.State]:
-    """The member's network before its first step, with a fresh optimizer; `begin` carries out the member's start."""
+    """The member's network before its first step, with a fresh optimizer; `begin` carries out the member's start, and
+    `measure` makes its head's prototypes."""
     torch.manual_seed(seed_of(member.seed, member.name, k, "start"))
-    classifier = build_classifier(network_of(member), pretrained, begin)
+    classifier = build_classifier(network_of(member), pretrained, begin, measure)
     classifier = classifier.to(resources.device)
     training = member.training
     optimizer = build_optimizer(classifier, training.optimizer, training.lr, training.weight_decay)
@@ -168,7 +177,7 @@ def train_epoch(
     steps: int | None = None,
 ) -> dict[str, Any]:
     """One epoch (counted from 0), or its first `steps` steps; returns loss, last lr, seconds, the share of them spent
-    waiting for batches, and the number of steps.
+    waiting for batches, the number of steps, and what the head notes.
 
     Nothing in it waits for a GPU before the epoch is over.
 
@@ -199,7 +208,7 @@ def train_epoch(
             f"try a lower learning rate: --set members.{member.name}.training.lr={training.lr / 4:g}",
         )
     seconds = time.perf_counter() - began
-    return {"loss": mean_loss, "lr": lr, "seconds": seconds, "waiting": waited / seconds, "steps": taken}
+    return {"loss": mean_loss, "lr": lr, "seconds": seconds, "waiting": waited / seconds, "steps": taken, **classifier.head.notes()}
 
 
 def _timed(batches: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:

@@ -68,6 +68,7 @@ def fold_identity(
             "pretrained": pretrained_identity(member, pretrained),
             "targets_sha256": targets_identity(member),
             "teacher_sha256": teacher,
+            "anchors_sha256": anchors_identity(member),
         }
     )
     return content
@@ -86,6 +87,16 @@ def pretrained_identity(member: Member | Network, pretrained: Path | None) -> st
 def _file_hash(path: Path, size: int, mtime: int) -> str:
     """A gigabyte takes a second, so each file is read once per process unless it changes."""
     return sha256_file(path)
+
+
+def anchors_identity(member: Member) -> str:
+    """sha256 of a concept head's file of anchors; empty without. Raises: WeightsError where it is missing."""
+    from midog.models.heads.concept import PROTOTYPES, Concept
+    from midog.models.weights import TensorFile
+
+    if not isinstance(member.head, Concept) or member.head.anchors == PROTOTYPES:
+        return ""
+    return sha256_file(TensorFile(Path(member.head.anchors).expanduser()).path)
 
 
 def targets_identity(member: Member) -> str:

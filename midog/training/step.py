@@ -63,11 +63,14 @@ def step(
 
 
 def supervised(training: Training, part: Fed, classifier: Classifier, resources: Resources) -> torch.Tensor:
-    """The member's own loss between logits and targets."""
-    x = classifier.prepare(part.images)
+    """The member's own loss between logits and targets, with the terms that its head adds."""
+    x, terms = classifier.prepare(part.images), dict[str, torch.Tensor]()
     with autocast(resources.device, resources.dtype):
-        logits = classifier(x)
-    return loss(training.loss, logits, part.targets, part.weights, training.gamma)
+        if classifier.head.has_losses:
+            logits, terms = classifier.answer(x, part.targets)
+        else:
+            logits = classifier(x)
+    return sum(terms.values(), loss(training.loss, logits, part.targets, part.weights, training.gamma))
 
 
 def gradients(
