@@ -208,7 +208,14 @@ def train_epoch(
             f"try a lower learning rate: --set members.{member.name}.training.lr={training.lr / 4:g}",
         )
     seconds = time.perf_counter() - began
-    return {"loss": mean_loss, "lr": lr, "seconds": seconds, "waiting": waited / seconds, "steps": taken, **classifier.head.notes()}
+    return {
+        "loss": mean_loss,
+        "lr": lr,
+        "seconds": seconds,
+        "waiting": waited / seconds,
+        "steps": taken,
+        **classifier.head.notes(),
+    }
 
 
 def _timed(batches: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:

@@ -75,7 +75,7 @@ class ConceptHead(HeadModule):
     Args:
         features: width of what it is given.
         settings: see `Concept`.
-        anchors: (n_j, width) float by name, `class_0` and `class_1` among them; they are kept as buffers of these names.
+        anchors: (n_j, width) float by name, `class_0` and `class_1` among them; they are kept as buffers so named.
 
     Raises: UsageError where the widths differ and no projection is declared.
     """
@@ -223,9 +223,9 @@ def _strange(found: Mapping[str, Tensor]) -> list[str]:
 
 def empty_anchors(settings: Concept, features: int, stored: Mapping[str, Sequence[int]] | None) -> dict[str, Tensor]:
     """Anchors of 0 in the shapes that they will have: of a fold model's `stored` tensors, or of prototypes."""
-    if stored is None:
-        return {name: torch.zeros(settings.clusters, features) for name in CLASSES}
-    shapes = {name: tuple(shape) for name, shape in stored.items() if name.startswith((*CLASSES, AGNOSTIC))}
-    if any(name not in shapes for name in CLASSES) or any(len(shape) != 2 for shape in shapes.values()):
-        return {name: torch.zeros(settings.clusters, features) for name in CLASSES}  # the check of names then says it
+    shapes = {name: tuple(shape) for name, shape in (stored or {}).items() if name.startswith((*CLASSES, AGNOSTIC))}
+    fits = set(CLASSES) <= shapes.keys() and {len(shape) for shape in shapes.values()} == {2}
+    if not fits or len({shape[1] for shape in shapes.values()}) > 1:
+        # Nothing is stored yet, or what is stored fits no head: the comparison of shapes will say so.
+        shapes = dict.fromkeys(CLASSES, (settings.clusters, features))
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
