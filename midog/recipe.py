@@ -157,6 +157,7 @@ def _members(problems: Problems, value: Any) -> dict[str, dict[str, Any]]:
 def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping[str, Any], seed: int) -> Member | None:
     from midog.models.backbones import find_backbone
     from midog.models.preprocess import input_size
+    from midog.models.records.pathology import DERIVED_NAMES
     from midog.training.member import Member, network_of
 
     _check_names(problems, f"members.{name}", own, MEMBER_KEYS)
@@ -176,10 +177,14 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
         return None
     backbone = dict(backbone) if isinstance(backbone, Mapping) else backbone
     try:
-        find_backbone(backbone)
+        record = find_backbone(backbone)
     except MidogError as error:
         problems.add_error(where(("backbone",)), error)
         return None
+    begins = DERIVED_NAMES.get(record.licence, "") if pretrained != "random" else ""
+    if not name.startswith(begins):
+        asked = f"the licence of {record.name} asks that a model derived from it has a name beginning with {begins}"
+        problems.add(f"members.{name}", asked, f"members: {{{begins}-lora: {{backbone: {record.name}}}}}")
     if None in (value for key, value in sections.items() if key != "start"):
         return None
     member = Member(name=name, backbone=backbone, pretrained=pretrained, seed=seed, **sections)

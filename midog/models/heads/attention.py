@@ -26,4 +26,5 @@ class GatedAttention(nn.Module):
             u = self.score(torch.tanh(self.value(p)) * torch.sigmoid(self.gate(p))).squeeze(-1) / self.temperature
             if mask is not None:
                 u = u.masked_fill(~mask, float("-inf"))
-            return u.softmax(dim=1)
+            weights: Tensor = u.softmax(dim=1)
+        return weights

@@ -171,8 +171,8 @@ def contrast(z: Tensor, labels: Tensor, means: Tensor, bagwise: bool = False) ->
     """
     logits = functional.normalize(z, dim=1) @ means.T / TEMPERATURE
     if bagwise:
-        if len(labels.unique()) != 1:
-            raise ValueError(f"a bag has one label, not {labels.unique().tolist()}: call it once for each bag")
+        if not bool((labels == labels[0]).all()):
+            raise ValueError(f"a bag has one label, not {sorted(set(labels.tolist()))}: call it once for each bag")
         near = logits[:, labels[0]].topk(min(NEAREST, len(z))).indices
         logits, labels = logits[near], labels[near]
     return functional.cross_entropy(logits, labels)
