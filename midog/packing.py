@@ -58,13 +58,14 @@ def pack_blend(
         card: the model card, Markdown; "" leaves it out.
         accept: names of backbones whose licence binds who passes them on (`records.pathology.BOUND`) and is accepted.
 
-    Raises: UsageError where a licence is not accepted; DataError for a blend or run that is incomplete; WeightsError
-        for a fold model that changed since it was blended, or pretrained weights that are missing or not those it was
-        trained from; MidogError for a full disk.
+    Raises: UsageError where a licence is not accepted, and for a case aggregator; DataError for a blend or run that is
+        incomplete; WeightsError for a fold model that changed since it was blended, or pretrained weights that are
+        missing or not those it was trained from; MidogError for a full disk.
     """
     out = Path(out)
     if not out.name.endswith(".tar.gz"):
         raise UsageError(f"a bundle's name ends in .tar.gz: {out}", f"-o {out.name.split('.')[0] or 'model'}.tar.gz")
+    _refuse_aggregator(Path(blend_folder))
     blend = read_blend(blend_folder)
     accepted = _check_licences(blend.members, accept)
     runs = {run: open_run(run) for run in sorted({member.run for member in blend.members})}
@@ -105,6 +106,16 @@ def _staging(out: Path) -> Iterator[Path]:
         lock(Path(name) / LOCK, "another process is bundling"),
     ):
         yield Path(name)
+
+
+def _refuse_aggregator(path: Path) -> None:
+    from midog.models.weights import TensorFile
+
+    if path.is_file() and path.suffix == ".safetensors" and TensorFile(path).about.get("content") == "case aggregator":
+        raise UsageError(
+            f"{path} answers for whole cases; the platform asks page by page and never says which pages are one case's",
+            "bundle the blend of its patch members; the aggregator stays a tool for tables with cases",
+        )
 
 
 def _check_licences(members: Sequence[BlendMember], accept: Sequence[str]) -> dict[str, str]:
