@@ -141,14 +141,14 @@ def fit_aggregator(
         model = CaseAggregator(bags.shape[2])
     model.mean.copy_(rows.mean(dim=0))
     model.scale.copy_(rows.std(dim=0).clamp_min(FLAT))
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": model.linear.parameters()},
         {"params": model.attention.parameters(), "lr": lr * SLOW},
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     for _ in range(epochs):
         optimizer.zero_grad()
-        functional.binary_cross_entropy_with_logits(model(bags, mask), target).backward()
+        functional.binary_cross_entropy_with_logits(model(bags, mask), target).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return model.eval()
 
