@@ -23,11 +23,12 @@ from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
 from midog.provenance import provenance
 from midog.run import Oof, write_oof
-from midog.status import CHECKPOINTS, LAST, START_LOG, read_log
+from midog.status import CHECKPOINTS, LAST, MAPS, START_LOG, read_log
 from midog.training import checkpoint
 from midog.training.batches import Images, epoch_batches, steps_per_epoch
 from midog.training.feed import Fed, feed
 from midog.training.folder import cut_log, hold, sweep, write_log_line
+from midog.training.head_maps import head_maps
 from midog.training.identity import check_identity, fold_identity
 from midog.training.losses import bce
 from midog.training.machine import Machine, Resources, claim
@@ -273,6 +274,8 @@ def finish(
     model = folder / "model.safetensors"
     save_fold(classifier, model, {"member": member.name, "fold": k, "identity": sha256_json(identity)})
     write_oof(folder / "oof.csv", score(patches, classifier, resources.device))
+    if (maps := head_maps(classifier, patches)) is not None:
+        write_json(folder / MAPS, maps)
     content = {
         "member": member.name,
         "fold": k,

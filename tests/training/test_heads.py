@@ -18,6 +18,7 @@ from midog.bundle import open_bundle, pack
 from midog.data.patches import PatchTable
 from midog.data.pixels import open_pixels
 from midog.errors import DataError, UsageError
+from midog.files import read_json
 from midog.models.classifier import HEAD
 from midog.models.features import pooled_features
 from midog.models.inference import Inference
@@ -25,8 +26,10 @@ from midog.models.network import Network
 from midog.models.predict import predict_logits
 from midog.models.weights import TensorFile
 from midog.recipe import Recipe, load_recipe
+from midog.report.heads import overlay
+from midog.report.page import report
 from midog.run import Run, open_run
-from midog.status import read_log
+from midog.status import MAPS, read_log
 from midog.training.batches import Images
 from midog.training.fold import start
 from midog.training.identity import differences, stored_identity
@@ -130,6 +133,37 @@ def test_the_log_says_where_a_joint_head_looks(heads_run: Run) -> None:
     assert all(mass[name] is None for name in mass if name.startswith("concept"))
     # 64 pixels are 4 × 4 tokens of the ViT, all of them central, and 2 × 2 of the ConvNeXt.
     assert all(mass[name] == pytest.approx(1, abs=1e-5) for name in mass if name.startswith("joint"))
+
+
+def test_the_report_shows_what_the_heads_look_at(heads_run: Run, heads_recipe: Recipe, table: PatchTable) -> None:
+    labels = dict(zip(table.ids, table.labels.tolist(), strict=True))
+    for name in heads_run.members:
+        maps = read_json(heads_run.fold_folder(name, 0) / MAPS)
+        left_out = {patch.patch_id for patch in table if patch.fold == 0}
+        assert set(maps["plotted"]) == left_out and set(maps["ids"]) <= left_out
+        if maps["kind"] == "joint":
+            attention = np.asarray(maps["attention"])
+            assert attention.shape == ((8, 4, 4) if "vit" in name else (8, 2, 2))
+            np.testing.assert_allclose(attention.sum(axis=(1, 2)), 1, atol=1e-4)
+        else:
+            assert np.shape(maps["scores"]) == (8, len(maps["concepts"]))
+            assert maps["anchors"] == ("text" if name == "concept_conv_full" else "prototypes")
+        for word in ("before", "after"):
+            points = np.asarray(maps[word])
+            assert points.shape == (len(left_out), 2) and points[:, 0].std() == pytest.approx(1, abs=1e-3)
+    html = report(heads_run.path).read_text()
+    assert "What the heads look at" in html and "no language prior" in html and "text-derived anchors" in html
+    assert html.count("before the head: first two components") == len(heads_recipe.members)
+    assert {labels[patch_id] for patch_id in maps["plotted"]} == {0, 1}
+
+
+def test_overlay_is_bright_where_attention_lies() -> None:
+    white, attention = np.full((128, 128, 3), 255, dtype=np.uint8), np.zeros((4, 4))
+    attention[1, 2] = 1
+    shown = overlay(white, attention, 64)
+    bright = np.argwhere(shown[..., 0] == 255)
+    assert bright.min(axis=0).tolist() == [32 + 16, 32 + 32] and bright.max(axis=0).tolist() == [63, 79]
+    assert len(bright) == 16 * 16 and set(np.unique(shown)) == {76, 255}
 
 
 def test_training_with_a_gram_term_differs_from_training_without(
