@@ -96,7 +96,6 @@ def prepare(
         libraries do.
     """
     import torch
-    from torch.nn import functional
 
     if patches.ndim != 4 or patches.shape[1:] != (PATCH, PATCH, 3) or patches.dtype not in (np.uint8, torch.uint8):
         raise ValueError(f"patches must be (n, {PATCH}, {PATCH}, 3) uint8, not {patches.shape} {patches.dtype}")
@@ -105,11 +104,32 @@ def prepare(
     # The copy also makes a read-only memory map writable, which torch asks for.
     pixels = torch.from_numpy(np.array(cropped, order="C")) if isinstance(cropped, np.ndarray) else cropped.contiguous()
     x = pixels.to(device or pixels.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    return _network_input(x, image, record)
+
+
+def prepare_pixels(x: Tensor, image: Image, record: Backbone) -> Tensor:
+    """`prepare` for pixels in 0…1, with gradients: what an attack needs. Bit for bit the same from uint8 / 255.
+
+    Args:
+        x: (n, 3, 128, 128) float in [0, 1]; it is not changed.
+
+    Returns: (n, 3, s, s), dtype and device of `x`, normalised.
+    """
+    if x.ndim != 4 or x.shape[1:] != (3, PATCH, PATCH) or not x.is_floating_point():
+        raise ValueError(f"pixels must be (n, 3, {PATCH}, {PATCH}) float, not {tuple(x.shape)} {x.dtype}")
+    margin = (PATCH - image.crop) // 2
+    return _network_input(x[:, :, margin : PATCH - margin, margin : PATCH - margin], image, record)
+
+
+def _network_input(x: Tensor, image: Image, record: Backbone) -> Tensor:
+    """Cropped pixels in 0…1 → resized, clipped, normalised; nothing in place, so that gradients pass."""
+    from torch.nn import functional
+
     size = input_size(image, record)
     if size != image.crop:
         x = functional.interpolate(x, size=(size, size), mode=record.interpolation, antialias=True, align_corners=False)
-        x = x.clamp_(0, 1)
-    return x.sub_(_channels(record.mean, str(x.device))).div_(_channels(record.std, str(x.device)))
+        x = x.clamp(0, 1)
+    return (x - _channels(record.mean, str(x.device))) / _channels(record.std, str(x.device))
 
 
 @lru_cache(maxsize=64)
