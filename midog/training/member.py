@@ -14,6 +14,7 @@ from midog.models.network import Network
 from midog.models.preprocess import Image
 from midog.models.tuning import Tune
 from midog.settings import plain
+from midog.training.auxiliary_settings import AuxiliarySettings
 from midog.training.losses import LOSSES
 from midog.training.sampling import SAMPLERS
 from midog.training.start_settings import Start
@@ -93,7 +94,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a recipe, every default spelled out. `seed` is the recipe's; `start` None is off."""
+    """One entry of a recipe, every default spelled out. `seed` is the recipe's; what is None is off."""
 
     name: str
     backbone: str | dict[str, Any]
@@ -105,6 +106,7 @@ class Member:
     training: Training
     seed: int = 0
     start: Start | None = None
+    auxiliary: AuxiliarySettings | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name and the seed, as plain JSON: what the resolved recipe says of the member."""

@@ -17,6 +17,7 @@ from midog.errors import DataError
 from midog.training.batches import Augmentation, Images, Samples
 from midog.training.losses import domain_weights
 from midog.training.member import Member
+from midog.training.pairing import FoldPairing, fold_pairing
 from midog.training.seeds import generator_of, seed_of
 from midog.training.selection import inner_mask
 
@@ -50,7 +51,8 @@ class Inner:
 class FoldPatches:
     """`samples`, `labels` (m,) int8 and `domains` of the training side; images, ids and fold of the side left out.
 
-    `inner` are training cases that are not trained on, where the member selects its epoch by them.
+    `inner` are training cases that are not trained on, where the member selects its epoch by them. `pairing` is what
+    its auxiliary loss needs of each batch.
     """
 
     samples: Samples
@@ -60,6 +62,7 @@ class FoldPatches:
     left_out_ids: tuple[str, ...]
     fold: int
     inner: Inner | None = None
+    pairing: FoldPairing | None = None
 
     @cached_property
     def left_out_folds(self) -> NDArray[np.int32]:
@@ -92,7 +95,8 @@ def fold_patches(member: Member, k: int, table: PatchTable, assignment: Assignme
         augmentations=augmentations(member, k, side, Rows(images, rows)),
     )
     ids = tuple(table.ids[row] for row in out)
-    return FoldPatches(samples, labels, domains, Rows(images, out), ids, k, inner)
+    pairing = fold_pairing(member, k, side, Rows(images, rows))
+    return FoldPatches(samples, labels, domains, Rows(images, out), ids, k, inner, pairing)
 
 
 def _take_inner(
