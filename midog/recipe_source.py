@@ -13,6 +13,7 @@ from midog.yaml import parse_yaml
 
 TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
 DEFAULT_KINDS = {
+    "harmonise": "off",
     "augment": "paper",
     "start": "off",
     "tune": "lora",

@@ -156,6 +156,15 @@ members:
     assert all(member.auxiliary is None for member in load_recipe("paper").members.values())
 
 
+def test_scanners_are_made_alike_where_a_word_says_so(tmp_path: Path) -> None:
+    text = "each: {pretrained: random, backbone: test_vit, harmonise: macenko}\nmembers: {a: {}, b: {harmonise: off}}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.members["a"].harmonise.kind == "macenko" and recipe.members["b"].harmonise is None
+    assert recipe.plain["members"]["b"]["harmonise"] == "off"
+    assert resolved(load_recipe(write(tmp_path, yaml_text(resolved(recipe))))) == resolved(recipe)
+    assert all(member.harmonise is None for member in load_recipe("paper").members.values())
+
+
 def test_from_starts_from_a_shipped_recipe_and_members_can_be_dropped(tmp_path: Path) -> None:
     text = "from: paper\neach: {training: {epochs: 5}}\nmembers: {virchow: off, uni: {training: {lr: 5e-5}}}\n"
     recipe = load_recipe(write(tmp_path, text))
@@ -272,6 +281,8 @@ BAD = [
         "each: {auxiliary: {kind: scanner_contrast, tau: small}}\nmembers: {uni: {}}",
         'each.auxiliary.tau: "small" is not a number',
     ),
+    ("members: {uni: {harmonise: makenko}}", "members.uni.harmonise.kind: no kind makenko; did you mean macenko?"),
+    ("members: {uni: {harmonise: {kind: reinhard, mean: 3}}}", "members.uni.harmonise.mean: unknown key"),
     (MICRO + "blend: {trails: 3}", "blend.trails: did you mean trials?"),
     ("members: {uni: {}}\nblend: {fold_models: {unni: 1}}", "blend.fold_models.unni: did you mean uni?"),
     (MICRO + "blend: {fold_models: {a: 0}}", "blend: blend fold_models a: 0"),

@@ -79,7 +79,8 @@ class Classifier(nn.Module):
     def prepare(self, patches: NDArray[np.uint8] | Tensor) -> Tensor:
         """(n, 128, 128, 3) uint8 RGB, an array or a tensor, to (n, 3, s, s) float32 on this network's device."""
         device = next(self.head.parameters()).device
-        return prepare(patches, self.network.image, self.network.backbone, device)
+        network = self.network
+        return prepare(patches, network.image, network.backbone, device, network.harmonise)
 
     def train(self, mode: bool = True) -> Classifier:
         """As ever, but batch norms whose parameters are frozen keep their pretrained statistics."""

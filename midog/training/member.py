@@ -9,6 +9,7 @@ from typing import Any
 from augment.policies import Augment
 from midog.errors import UsageError, unknown
 from midog.models.backbones import find_backbone
+from midog.models.harmonise import Harmonise
 from midog.models.heads.linear import Head
 from midog.models.network import Network
 from midog.models.preprocess import Image
@@ -107,6 +108,7 @@ class Member:
     seed: int = 0
     start: Start | None = None
     auxiliary: AuxiliarySettings | None = None
+    harmonise: Harmonise | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name and the seed, as plain JSON: what the resolved recipe says of the member."""
@@ -117,7 +119,9 @@ class Member:
 def network_of(member: Member) -> Network:
     """The network that the member trains. Raises: UsageError for an unknown backbone."""
     record = find_backbone(member.backbone)
-    return Network(record, member.pretrained, member.image, member.tune, member.head, member.seed)
+    return Network(
+        record, member.pretrained, member.image, member.tune, member.head, member.seed, harmonise=member.harmonise
+    )
 
 
 def check_tuning(members: Iterable[Member]) -> None:
