@@ -81,14 +81,9 @@ def test_percentiles_of_chosen_values_are_those_of_numpy():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_macenko_agrees_with_torchstain(seed):
-    """It truncates, leaves out the −1 and takes eigenvectors in any sign: with both negative its stains are, too."""
+    """But for black padding, which it takes for tissue; it truncates, and leaves out the −1."""
     torchstain = pytest.importorskip("torchstain")
     patch = (255 * stained(OTHER, seed=seed)).round().byte()
-    density = -np.log((patch.flatten(1).T.numpy().astype(float) + 1) / WHITE)
-    tissue = density[(density >= 0.15).all(axis=1)]
-    axes = np.linalg.eigh(np.cov(tissue.T))[1][:, 1:]
-    if (tissue @ axes[:, 0]).mean() < 0:
-        pytest.skip("an eigenvector points backwards here")
     theirs = torchstain.normalizers.MacenkoNormalizer(backend="numpy").normalize(
         I=patch.permute(1, 2, 0).numpy(), stains=False
     )[0]

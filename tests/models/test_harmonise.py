@@ -8,6 +8,7 @@ import torch
 
 from augment.reinhard import TYPICAL, reinhard
 from augment.stain import jitter_stain
+from midog.data.synthetic import draw_patch
 from midog.errors import DataError, UsageError
 from midog.models.backbones import find_backbone
 from midog.models.harmonise import MacenkoStains, ReinhardColour, fit_combat, harmonise_pixels
@@ -138,7 +139,8 @@ def test_patches_are_made_alike_before_anything_is_cut(patches: np.ndarray, imag
     alike = np.stack([reinhard(patch, *TYPICAL) for patch in patches])
     found = prepare(patches, image, RECORD, harmonise=ReinhardColour())
     wanted = prepare(alike, image, RECORD)
-    assert float((found - wanted).abs().max()) < 0.51 / 255 / min(RECORD.std) + 1e-4, "arrays are rounded"
+    # The array's are rounded to grey levels, which the resize's kernel may add up.
+    assert float((found - wanted).abs().max()) < 0.8 / 255 / min(RECORD.std)
     assert float((found - prepare(patches, image, RECORD)).abs().max()) > 0.1
 
 
@@ -152,7 +154,9 @@ def test_arrays_tensors_and_floats_take_one_path(patches: np.ndarray, settings: 
     assert harmonise_pixels(x, None) is x
 
 
-def test_another_scanner_of_the_same_patch_looks_the_same(patches: np.ndarray) -> None:
+def test_another_scanner_of_the_same_patch_looks_the_same() -> None:
+    rng = np.random.default_rng(0)
+    patches = np.stack([draw_patch(at % 2 == 0, rng) for at in range(4)])
     other = np.stack([jitter_stain(patch, (1.3, 0.8, 1.0)) for patch in patches])
     for settings in (ReinhardColour(), MacenkoStains()):
         plain, alike = (
@@ -168,5 +172,5 @@ def test_a_network_says_what_makes_scanners_alike_where_something_does() -> None
     network = Network(find_backbone("test_vit"), harmonise=MacenkoStains())
     assert network.to_dict()["harmonise"] == {"kind": "macenko"} and Network.from_dict(network.to_dict()) == network
     for kind in ("makenko", "off"):
-        with pytest.raises(UsageError, match="harmonise.kind"):
+        with pytest.raises(UsageError, match="unknown harmonise"):
             Network.from_dict({**plain.to_dict(), "harmonise": {"kind": kind}})
