@@ -37,15 +37,28 @@ class MacenkoStains:
     kind: Literal["macenko"] = "macenko"
 
 
-Harmonise = ReinhardColour | MacenkoStains
-HARMONISERS: dict[str, type[Any] | None] = {"off": None, "reinhard": ReinhardColour, "macenko": MacenkoStains}
+@dataclass(frozen=True)
+class CombatFeatures:
+    """Once a member is trained, ComBat over the scanners of its training cases harmonises the features that its linear
+    head is given, and the head is fitted again (`midog.training.refit`). Source: Johnson et al. 2007."""
+
+    kind: Literal["combat"] = "combat"
+
+
+Harmonise = ReinhardColour | MacenkoStains | CombatFeatures
+HARMONISERS: dict[str, type[Any] | None] = {
+    "off": None,
+    "reinhard": ReinhardColour,
+    "macenko": MacenkoStains,
+    "combat": CombatFeatures,
+}
 
 
 def harmonise_pixels(x: Tensor, settings: Harmonise | None) -> Tensor:
-    """(n, 3, 128, 128) float RGB in 0…1 to the same, with gradients; `x` itself where it is off."""
-    if settings is None:
-        return x
-    return reinhard_pixels(x) if settings.kind == "reinhard" else macenko(x)
+    """(n, 3, 128, 128) float RGB in 0…1 to the same, with gradients; `x` itself where pixels stay as they are."""
+    if isinstance(settings, ReinhardColour):
+        return reinhard_pixels(x)
+    return macenko(x) if isinstance(settings, MacenkoStains) else x
 
 
 # ── ComBat on features ────────────────────────────────────────────────────────────────────────────────────────────

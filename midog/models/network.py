@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from midog.errors import unknown
+from midog.errors import UsageError, unknown
 from midog.models.backbones import Backbone, find_backbone
-from midog.models.harmonise import HARMONISERS, Harmonise
+from midog.models.harmonise import HARMONISERS, CombatFeatures, Harmonise
 from midog.models.heads.linear import HEADS, Head, Linear
 from midog.models.preprocess import Image
 from midog.models.tuning import TUNES, Full, Tune
@@ -26,6 +26,12 @@ class Network:
     head: Head = field(default_factory=Linear)
     seed: int = 0
     harmonise: Harmonise | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.harmonise, CombatFeatures) and self.head.kind != "linear":
+            raise UsageError(
+                f"harmonise: combat fits a linear head again, and the head is {self.head.kind}", "head: linear"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back equal."""

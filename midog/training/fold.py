@@ -20,6 +20,7 @@ from midog.data.patches import PatchTable
 from midog.errors import MidogError, WeightsError
 from midog.files import sha256_file, sha256_json, write_json
 from midog.models.classifier import Begin, Classifier, build_classifier, round_trained, save_fold
+from midog.models.harmonise import CombatFeatures
 from midog.models.heads.linear import feature_width
 from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
@@ -39,6 +40,7 @@ from midog.training.memory import Memory
 from midog.training.optimise import RunningMean, build_optimizer
 from midog.training.pairing import FoldPairing, sampling
 from midog.training.patches import FoldPatches, fold_patches
+from midog.training.refit import harmonise_head
 from midog.training.sampling import draw_epoch
 from midog.training.seeds import generator_of, seed_of
 from midog.training.selection import Best
@@ -273,6 +275,8 @@ def finish(
     chosen: int,
 ) -> None:
     """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole."""
+    if isinstance(member.harmonise, CombatFeatures):
+        harmonise_head(classifier, patches, member.training.sampler != "natural", resources)
     round_trained(classifier)
     network = classifier.network.to_dict()
     model = folder / "model.safetensors"

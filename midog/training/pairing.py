@@ -110,7 +110,7 @@ def fold_pairing(member: Member, k: int, side: PatchTable, images: Images) -> Fo
         pairs = read_pairs(settings.pairs)
         return ExternalPairing(pairs.scanners, labels, np.zeros_like(labels), pairs=pairs)
     column = settings.confounder if isinstance(settings, DomainAdversarial) else "scanner"
-    levels, confounders = _levels(side, column)
+    levels, confounders = code_levels(side, column, "the auxiliary loss")
     if not isinstance(settings, ScannerContrast):
         return FoldPairing(levels, labels, confounders)
     if settings.mode == "cross_scanner_label":
@@ -134,16 +134,20 @@ def _restyle(settings: ScannerContrast, target: Patch) -> Restyle:
     return lambda patch: reinhard(patch, mean, std)
 
 
-def _levels(side: PatchTable, column: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def code_levels(side: PatchTable, column: str, what: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of a column's levels, sorted, and the code of each patch, (m,) int64.
+
+    Raises: DataError saying that `what` needs the column of every patch, and two levels of it.
+    """
     words = np.array([str(word) for word in side.column(column)])
     unknown = [patch_id for patch_id, word in zip(side.ids, words, strict=True) if not word]
     if unknown:
-        raise DataError(f"the auxiliary loss needs the {column} of every patch", f"fill the {column} column", unknown)
+        raise DataError(f"{what} needs the {column} of every patch", f"fill the {column} column", unknown)
     names, inverse = np.unique(words, return_inverse=True)
     if len(names) < 2:
         raise DataError(
-            f"the auxiliary loss needs patches of two levels of {column}; here is only {names[0]}",
-            "auxiliary: off, or another confounder",
+            f"{what} needs patches of two levels of {column}; here is only {names[0]}",
+            "switch it off, or leave out less (folds: fold)",
         )
     return tuple(str(name) for name in names), np.asarray(inverse, dtype=np.int64)
 
