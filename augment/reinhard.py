@@ -103,8 +103,8 @@ def reinhard_pixels(x: Tensor, mean: Sequence[float] = TYPICAL[0], std: Sequence
 
 def _mix(x: Tensor, matrix: Floats) -> list[Tensor]:
     """The channels (n, 1, h, w) of a matrix times the colours; its numbers need no copy to the device."""
-    channels = x.split(1, dim=1)
-    return [sum(float(row[c]) * channels[c] for c in range(3)) for row in matrix]  # type: ignore[misc]
+    red, green, blue = (x[:, c : c + 1] for c in range(3))
+    return [float(a) * red + float(b) * green + float(c) * blue for a, b, c in matrix]
 
 
 def _lab_curve(channels: list[Tensor]) -> list[Tensor]:

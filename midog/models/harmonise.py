@@ -162,17 +162,17 @@ def fit_combat(features: ArrayLike, batch: ArrayLike, covariates: ArrayLike | No
     if len(batches) < 2:
         raise DataError(f"ComBat needs two batches; here is only {batches[0]}", "harmonise: off")
     members = np.stack([names == name for name in batches], axis=1).astype(np.float64)
-    beside = _covariates(covariates, len(x), None)
+    beside: Floats = _covariates(covariates, len(x), None)
     design = np.hstack([members, beside])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise DataError("a covariate is constant, or determined by batch and other covariates", "leave it out")
     coefficients = np.linalg.lstsq(design, x, rcond=None)[0]
-    effects = coefficients[len(batches) :]
-    mean = members.mean(axis=0) @ coefficients[: len(batches)]
+    effects: Floats = coefficients[len(batches) :]
+    mean: Floats = np.asarray(members.mean(axis=0) @ coefficients[: len(batches)], dtype=np.float64)
     variance = ((x - design @ coefficients) ** 2).mean(axis=0)
     # Rounding in a mean of equal numbers must not look like a spread.
     constant = variance <= 1e-20 * np.maximum(1.0, (x**2).mean(axis=0))
-    sd = np.where(constant, 1.0, np.sqrt(variance))
+    sd: Floats = np.where(constant, 1.0, np.sqrt(variance))
     z = (x - mean - beside @ effects) / sd
     found = [_location_scale(z[names == name], name) for name in batches]
     gamma, delta = np.array([each for each, _ in found]), np.array([each for _, each in found])

@@ -22,8 +22,6 @@ from midog.training.losses import loss
 from midog.training.machine import Resources
 from midog.training.member import Training
 
-CODES = ("labels", "specimens", "confounders")
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -100,14 +98,19 @@ def guided(
     """
     extra, n = part.extra, len(part)
     views = extra.get("views")
-    codes = [torch.cat([extra[key] for key in (f"own_{name}", f"view_{name}") if key in extra]) for name in CODES]
+    labels, specimens, confounders = (
+        torch.cat([extra[key] for key in (f"own_{name}", f"view_{name}") if key in extra])
+        for name in ("labels", "specimens", "confounders")
+    )
     x = classifier.prepare(part.images if views is None else torch.cat((part.images, views)))
     with autocast(resources.device, resources.dtype):
         features = classifier.features(x)
         logits = classifier.head(features[:n])
     task = loss(training.loss, logits, part.targets, part.weights, training.gamma)
-    seen = Seen(features.float()[-len(codes[0]) :], *codes, progress)
-    return task + auxiliary(seen)
+    # Of external pairs the views alone, which come last.
+    seen = Seen(features.float()[-len(labels) :], labels, specimens, confounders, progress)
+    beside: Tensor = auxiliary(seen)
+    return task + beside
 
 
 class _Reverse(torch.autograd.Function):

@@ -56,7 +56,8 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[Fed]:
 
 def _tensors(batch: Batch) -> Fed:
     extra = {name: torch.from_numpy(array) for name, array in batch.extra.items()}
-    return Fed(*map(torch.from_numpy, (batch.images, batch.targets, batch.weights)), extra)
+    images, targets, weights = map(torch.from_numpy, (batch.images, batch.targets, batch.weights))
+    return Fed(images, targets, weights, extra)
 
 
 def _arrive(sent: Fed, stream: torch.cuda.Stream) -> Fed:
