@@ -166,9 +166,9 @@ def fit_combat(features: ArrayLike, batch: ArrayLike, covariates: ArrayLike | No
     design = np.hstack([members, beside])
     if np.linalg.matrix_rank(design) < design.shape[1]:
         raise DataError("a covariate is constant, or determined by batch and other covariates", "leave it out")
-    coefficients = np.linalg.lstsq(design, x, rcond=None)[0]
+    coefficients: Floats = np.asarray(np.linalg.lstsq(design, x, rcond=None)[0], dtype=np.float64)
     effects: Floats = coefficients[len(batches) :]
-    mean: Floats = np.asarray(members.mean(axis=0) @ coefficients[: len(batches)], dtype=np.float64)
+    mean: Floats = np.asarray(members.mean(axis=0) @ coefficients[: len(batches)])
     variance = ((x - design @ coefficients) ** 2).mean(axis=0)
     # Rounding in a mean of equal numbers must not look like a spread.
     constant = variance <= 1e-20 * np.maximum(1.0, (x**2).mean(axis=0))
