@@ -161,7 +161,8 @@ def start(
     classifier = classifier.to(resources.device)
     training = member.training
     trained, auxiliary = nn.ModuleList([classifier]), None
-    if member.auxiliary is not None and pairing is not None:
+    if member.auxiliary is not None:
+        assert pairing is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(member.seed, member.name, k, "auxiliary"))
             width = feature_width(classifier.backbone, classifier.network.backbone.pooling)
