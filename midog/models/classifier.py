@@ -68,14 +68,19 @@ class Classifier(nn.Module):
         """True where the backbone is no longer the pretrained one: a fold model's file then holds all of it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=self.format)
-        logits: Tensor = self.head(pool_features(self.backbone, x, self.network.backbone.pooling))
+        logits: Tensor = self.head(self.features(x))
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, 3, s, s) float to (n, width): what the head is given."""
+        x = x.contiguous(memory_format=self.format)
+        return pool_features(self.backbone, x, self.network.backbone.pooling)
 
     def prepare(self, patches: NDArray[np.uint8] | Tensor) -> Tensor:
         """(n, 128, 128, 3) uint8 RGB, an array or a tensor, to (n, 3, s, s) float32 on this network's device."""
         device = next(self.head.parameters()).device
-        return prepare(patches, self.network.image, self.network.backbone, device)
+        network = self.network
+        return prepare(patches, network.image, network.backbone, device, network.harmonise)
 
     def train(self, mode: bool = True) -> Classifier:
         """As ever, but batch norms whose parameters are frozen keep their pretrained statistics."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from midog.errors import UsageError, WeightsError
 from midog.models.backbones import empty_backbone
 from midog.models.classifier import BACKBONE, HEAD, Classifier
+from midog.models.harmonise import CombatFeatures
+from midog.models.heads.combat import CombatHead
 from midog.models.heads.linear import build_head, feature_width
 from midog.models.network import Network
 from midog.models.prompts import Prompts, insert_prompts
@@ -62,7 +64,10 @@ class Inference:
         backbone = self._module.backbone
         stored = {name.removeprefix(BACKBONE) for name in fold.names if name.startswith(BACKBONE)}
         adapted = {name.rpartition(".")[0] for name in stored if name.endswith(".lora_A")}
-        head = build_head(network.head, feature_width(backbone, network.backbone.pooling))
+        width = feature_width(backbone, network.backbone.pooling)
+        head = build_head(network.head, width)
+        if HEAD + "gamma" in fold and isinstance(network.harmonise, CombatFeatures):
+            head = CombatHead(head, fold.shape(HEAD + "gamma")[0], width)
         self._check(fold, stored, adapted, head, network)
         self._ready = False
         self._fit_prompts(network.tune)

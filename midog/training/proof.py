@@ -103,7 +103,7 @@ def prove(
     with claim(machine) as resources, tempfile.TemporaryDirectory(prefix="midog-") as scratch:
         forget_peak(resources.device)
         begin = _few_steps(member, patches, resources, machine, pretrained, teacher, Path(scratch), said)
-        classifier, state = start(member, pretrained, resources, 0, begin)
+        classifier, state = start(member, pretrained, resources, 0, begin, patches.pairing)
         memory = Memory(classifier, machine.part, machine.checkpointing, said.append)
         train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=1)
         began = time.perf_counter()
