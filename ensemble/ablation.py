@@ -95,7 +95,9 @@ class _Contrast:
     minus: tuple[int, ...]
 
 
-def compare_grid(specs: Sequence[str | Path], by: str | None = None, seed: int = 0) -> Ablation:
+def compare_grid(
+    specs: Sequence[str | Path], by: str | None = None, seed: int = 0, folds: Sequence[str] | None = None
+) -> Ablation:
     """Effects of what varies between the runs of a grid, and of each combination against the first.
 
     Args:
@@ -103,12 +105,13 @@ def compare_grid(specs: Sequence[str | Path], by: str | None = None, seed: int =
             a single factor, `run`, the first one its baseline.
         by: domain, tumour, scanner or laboratory: effects of the factors within each of these, too.
         seed: of the draws.
+        folds: names of the folds whose patches count, such as the scanners that were left out; None is all.
 
     Raises: UsageError where the runs are not of one grid or nothing varies; DataError, with every difference, where
         they differ in patches, labels, cases, domains or folds.
     """
-    design = find_design(specs)
-    scored = _score(design)
+    design = find_design(specs, folds)
+    scored = _score(design, folds)
     first = scored[0][0]
     groups = {} if by is None else _masks(group_words(first.table, by).astype(str))
     factors, combinations = _contrasts(design)
@@ -123,10 +126,10 @@ def compare_grid(specs: Sequence[str | Path], by: str | None = None, seed: int =
     return Ablation(tuple(effects), design.label(0), design.seeds, runs, drawn, design.left_out)
 
 
-def _score(design: Design) -> list[list[Scored]]:
+def _score(design: Design, folds: Sequence[str] | None) -> list[list[Scored]]:
     """Each run's predictions: combination, then seed. All runs have the same patches in the same folds."""
     try:
-        oof = align([spec for specs in design.specs for spec in specs])
+        oof = align([spec for specs in design.specs for spec in specs], folds)
     except DataError as error:
         if not error.details:
             raise

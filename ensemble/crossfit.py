@@ -55,6 +55,7 @@ class BlendSettings:
     threshold: pooled, or across = serves each domain alike.
     fold_models: how many of a member's fold models, the first ones, go into the blend and its bundle; absent: all.
         Scores are those of out-of-fold logits, which all fold models give.
+    fast: how many members the operating point `fast` has: those of lowest log-loss by themselves, one fold model each.
     """
 
     kind: Kind = "tuned"
@@ -63,6 +64,7 @@ class BlendSettings:
     threshold: Threshold = "pooled"
     seed: int = 0
     fold_models: Mapping[str, int] = field(default_factory=dict)
+    fast: int = 1
 
     def __post_init__(self) -> None:
         for name, choices in (("kind", Kind), ("views", Views), ("threshold", Threshold)):
@@ -73,6 +75,8 @@ class BlendSettings:
                 f"blend trials {self.trials}, seed {self.seed}: at least one trial and a seed from 0 are needed",
                 "trials: 2000, seed: 0",
             )
+        if self.fast < 1:
+            raise UsageError(f"blend fast {self.fast}: the point needs a member", "fast: 1")
         few = [f"{name}: {count}" for name, count in self.fold_models.items() if count < 1]
         if few:
             raise UsageError(f"blend fold_models {', '.join(few)}: at least one of a member's is needed", "1 or more")
@@ -132,7 +136,7 @@ def blend_oof(oof: OofSet, settings: BlendSettings, folder: Path | str | None = 
     rows = blend_rows(oof, settings)
     part = case_parts(rows.case, rows.label, seed=settings.seed)
     identity = {
-        "settings": {name: value for name, value in asdict(settings).items() if name != "fold_models"},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in ("fold_models", "fast")},
         "names": rows.names,
         "logits": sha256_bytes(np.ascontiguousarray(rows.logits[settings.views]).tobytes()),
         "labels": sha256_bytes(rows.label.tobytes()),
@@ -166,7 +170,7 @@ def blend_rows(oof: OofSet, settings: BlendSettings) -> Rows:
     stored = [views for views in VIEW_SETS if views == settings.views or oof.holds(views)]
     logits = {views: oof.views(views) for views in stored}
     across = settings.threshold == "across"
-    return Rows(oof.names, logits, oof.labels, oof.cases, oof.domains, across)
+    return Rows(oof.names, logits, oof.labels, oof.cases, oof.domains, across, settings.fast)
 
 
 def predict(point: OperatingPoint, rows: Rows) -> Predictions:

@@ -92,25 +92,28 @@ def _columns(views: str) -> list[int]:
     return [VIEW_NAMES.index(name) for name in VIEW_SETS[views]]
 
 
-def align(specs: Sequence[str | Path]) -> OofSet:
+def align(specs: Sequence[str | Path], folds: Sequence[str] | None = None) -> OofSet:
     """Read and align the members that `specs` name (`RUN` for all of a run's members, `RUN:MEMBER` for one).
 
-    Only patches of split train with a label count, in the first run's order.
+    Only patches of split train with a label count, in the first run's order; with `folds` those of these folds (names).
 
     Raises: UsageError for an unknown or repeated member; DataError, with every problem at once, when a member is
     unfinished or the runs differ in patches, labels, cases, domains or folds.
     """
     sources = find_sources(specs)
-    oofs = _read(sources)
+    oofs = _read(sources, folds)
     first = sources[0]
     table = _labelled(first.run.table())
-    problems, logits, folds = [], [], []
+    if folds is not None:
+        seen = set(oofs[0].ids)
+        table = table.subset(np.array([patch_id in seen for patch_id in table.ids], dtype=np.bool_))
+    problems, logits, places = [], [], []
     for source, oof in zip(sources, oofs, strict=True):
-        rows, found = _match(source, table, oof)
+        rows, found = _match(source, table, oof, folds is not None)
         if not found:
             logits.append(oof.logits[rows])
-            folds.append(oof.folds[rows])
-            found = _other_folds(source, table, folds[0], folds[-1])
+            places.append(oof.folds[rows])
+            found = _other_folds(source, table, places[0], places[-1])
         problems += found
     if problems:
         raise DataError(
@@ -118,7 +121,7 @@ def align(specs: Sequence[str | Path]) -> OofSet:
             "blend runs of one patches.csv with the same `folds`; train the others again on it",
             problems,
         )
-    return OofSet(table, folds[0], tuple(s.name for s in sources), np.stack(logits, axis=1), sources)
+    return OofSet(table, places[0], tuple(s.name for s in sources), np.stack(logits, axis=1), sources)
 
 
 def find_sources(specs: Sequence[str | Path]) -> tuple[Source, ...]:
@@ -162,12 +165,12 @@ def _names(found: Sequence[tuple[Path, str]]) -> list[str]:
     return [name_of(run, name) for run, name in found]
 
 
-def _read(sources: Sequence[Source]) -> list[Oof]:
+def _read(sources: Sequence[Source], folds: Sequence[str] | None) -> list[Oof]:
     """The OOF tables of all sources. Raises: DataError naming all that is missing or damaged."""
     oofs, problems, fix = [], [], ""
     for source in sources:
         try:
-            oofs.append(source.run.oof(source.member))
+            oofs.append(source.run.oof(source.member, folds))
         except DataError as error:
             problems += [f"{source.name}: {text}" for text in (error.problem, *error.details)]
             fix = fix or error.fix
@@ -181,10 +184,13 @@ def _labelled(table: PatchTable) -> PatchTable:
     return table.subset((table.labels >= 0) & (table.column("split") == "train"))
 
 
-def _match(source: Source, table: PatchTable, oof: Oof) -> tuple[NDArray[np.int64], list[str]]:
-    """Rows of `oof` in the order of `table`, and what is wrong with them or with the source's own table."""
+def _match(source: Source, table: PatchTable, oof: Oof, part: bool) -> tuple[NDArray[np.int64], list[str]]:
+    """Rows of `oof` in the order of `table`, and what is wrong with them or with the source's own table; of that, where
+    `part`, only the patches that `oof` has."""
     at = {patch_id: row for row, patch_id in enumerate(oof.ids)}
     own = _labelled(source.run.table())
+    if part:
+        own = own.subset(np.array([patch_id in at for patch_id in own.ids], dtype=np.bool_))
     lacking = [patch_id for patch_id in table.ids if patch_id not in at]
     known = set(table.ids)
     foreign = [patch_id for patch_id in own.ids if patch_id not in known]

@@ -1,7 +1,8 @@
 """Operating points: named sets of members and views, each with its own calibration and threshold.
 
     full         every member that has a weight
-    fast         the best single member, one view, one fold model: what an out-of-fold score is the score of
+    fast         the best member (as many as `blend: {fast: 2}` says), one view, one fold model of each: what an
+                 out-of-fold score is the score of
     only:<m>     one member                        without:<m>  all but one
     top:<k>      the k members of greatest weight
     …/1          each of them with one view
@@ -38,6 +39,7 @@ class Rows:
     case: NDArray[np.object_]
     domain: NDArray[np.object_]
     across: bool
+    fast: int = 1
 
     def take(self, rows: NDArray[np.bool_]) -> Rows:
         logits = {views: z[rows] for views, z in self.logits.items()}
@@ -72,18 +74,19 @@ def operating_points(weights: Floats, views: str, rows: Rows) -> dict[str, Opera
 
     single = [log_loss_of(fit("", [at], "none"), rows) for at in range(len(rows.names))]
     points: dict[str, OperatingPoint] = {}
-    for name, chosen in _sets(weights, rows.names, single).items():
+    for name, chosen in _sets(weights, rows.names, single, rows.fast).items():
         points[name] = fit(name, chosen, "none" if name == "fast" else views)
         points[name + ONE_VIEW] = fit(name + ONE_VIEW, chosen, "none")
     return points
 
 
-def _sets(weights: Floats, names: Sequence[str], single: Sequence[float]) -> dict[str, list[int]]:
-    """Members, as positions, of each operating point; `single` is each member's own log-loss with one view."""
+def _sets(weights: Floats, names: Sequence[str], single: Sequence[float], fast: int) -> dict[str, list[int]]:
+    """Members, as positions, of each operating point; `single` is each member's own log-loss with one view, `fast` how
+    many of the best that point has."""
     everyone = list(range(len(names)))
     ranked = sorted(everyone, key=lambda at: (-weights[at], single[at], names[at]))
-    best = min(everyone, key=lambda at: (single[at], names[at]))
-    sets = {"full": _weighted(everyone, weights), "fast": [best]}
+    best = sorted(everyone, key=lambda at: (single[at], names[at]))[:fast]
+    sets = {"full": _weighted(everyone, weights), "fast": _weighted(sorted(best), weights)}
     sets |= {f"only:{names[at]}": [at] for at in everyone}
     if len(names) > 1:
         sets |= {f"without:{names[at]}": _weighted([i for i in everyone if i != at], weights) for at in everyone}

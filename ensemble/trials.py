@@ -15,6 +15,9 @@ ALONE = "run"
 """The factor of runs that are no grid: each is a value of its own."""
 
 
+_UNFINISHED = "repeat `midog train … --vary`: it continues; or --fold NAME for the folds that are done"
+
+
 @dataclass(frozen=True)
 class Levels:
     """A factor among the runs at hand: its name and the words of its values, the baseline first."""
@@ -47,10 +50,11 @@ class _Trial:
     seed: int
 
 
-def find_design(specs: Sequence[str | Path]) -> Design:
+def find_design(specs: Sequence[str | Path], folds: Sequence[str] | None = None) -> Design:
     """The runs that `specs` name (runs, RUN:MEMBER, a grid's folder or grid.json), as combinations with equal seeds.
 
-    Runs of a grid that are not finished are left out, and then seeds that not every combination has.
+    Runs of a grid that are not finished (on `folds`, where named) are left out, and then seeds that not every
+    combination has.
 
     Raises: UsageError where runs are of several grids, or nothing varies; DataError where nothing is left.
     """
@@ -66,7 +70,7 @@ def find_design(specs: Sequence[str | Path]) -> Design:
             "name the runs of one folder that `midog train --vary` made",
             sorted(map(str, folders)),
         )
-    return _of_grid(next(iter(grids.values())), named)
+    return _of_grid(next(iter(grids.values())), named, folds)
 
 
 def _expand(spec: str) -> list[str]:
@@ -80,17 +84,17 @@ def _expand(spec: str) -> list[str]:
     return [f"{folder / run.name}{'' if member is None else f':{member}'}" for run in grid.runs]
 
 
-def _of_grid(grid: Grid, named: Sequence[str]) -> Design:
+def _of_grid(grid: Grid, named: Sequence[str], folds: Sequence[str] | None) -> Design:
     known = {run.name: run for run in grid.runs}
     folders = {spec: Path(split_spec(spec)[0]) for spec in named}
     foreign = [str(folder) for folder in folders.values() if folder.name not in known]
     if foreign:
         raise UsageError(f"not runs of the grid: {', '.join(foreign)}", f"its {GRID_FILE} lists the runs")
-    finished = [spec for spec in named if _finished(spec)]
+    finished = [spec for spec in named if _finished(spec, folds)]
     unfinished = [spec for spec in named if spec not in finished]
     trials = [_Trial(spec, known[folders[spec].name].words, known[folders[spec].name].seed) for spec in finished]
     if not trials:
-        raise DataError("no run of this grid is finished", "repeat `midog train … --vary`: it continues", unfinished)
+        raise DataError("no run of this grid is finished", _UNFINISHED, unfinished)
     present = [at for at in range(len(grid.factors)) if len({trial.words[at] for trial in trials}) > 1]
     factors = tuple(_levels(grid.factors[at], [trial.words[at] for trial in trials]) for at in present)
     trials = [replace(trial, words=tuple(trial.words[at] for at in present)) for trial in trials]
@@ -108,13 +112,13 @@ def _of_grid(grid: Grid, named: Sequence[str]) -> Design:
     return _need_two(Design(factors, combinations, seeds, specs, (*unfinished, *spare)))
 
 
-def _finished(spec: str) -> bool:
+def _finished(spec: str, folds: Sequence[str] | None) -> bool:
     folder, member = split_spec(spec)
     if not (folder / "manifest.json").is_file():
         return False
     run = open_run(folder)
     members = run.members if member is None else (member,)
-    return all(run.done(name, k) for name in members for k in range(len(run.fold_names)))
+    return all(run.done(name, k) for name in members for k in run.fold_positions(folds))
 
 
 def _levels(factor: Factor, words: Sequence[str]) -> Levels:

@@ -154,11 +154,14 @@ def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: 
     return compare.compare(str(a), str(b), by=by, truth=truth)
 
 
-def compare_grid(*runs: Path | str, by: str | None = None) -> Ablation:
-    """What each varied key of a grid of runs is worth: paired differences with intervals over cases and seeds."""
+def compare_grid(*runs: Path | str, by: str | None = None, folds: Sequence[str] | None = None) -> Ablation:
+    """What each varied key of a grid of runs is worth: paired differences with intervals over cases and seeds.
+
+    `folds` (names) takes the patches of these folds alone, where a grid was trained on some (`--fold`).
+    """
     from ensemble import ablation
 
-    return ablation.compare_grid([str(run) for run in runs], by=by)
+    return ablation.compare_grid([str(run) for run in runs], by=by, folds=folds)
 
 
 def load_bundle(path: Path | str = "default", use: str = "full") -> Bundle:

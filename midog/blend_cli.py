@@ -56,6 +56,9 @@ def compare(
     ],
     by: Annotated[By | None, typer.Option(help="Also within each of these.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Patch table with labels, for prediction tables.")] = None,
+    fold: Annotated[
+        list[str] | None, typer.Option(help="Of a grid's runs only this fold (repeatable), where others are untrained.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Paired case-bootstrap: which differences are noise. Runs are scored with one view, blends with their own.
@@ -73,9 +76,11 @@ def compare(
     if len(results) > 2 or any(is_grid(split_spec(name)[0]) for name in results):
         if truth is not None:
             raise UsageError("--truth is for two prediction tables", "leave it out: runs know what is true")
-        found = api.compare_grid(*results, by=group)
+        found = api.compare_grid(*results, by=group, folds=fold)
         show(found.to_dict(), ablation_text(found), as_json)
         return
+    if fold is not None:
+        raise UsageError("--fold is for the runs of a grid", "leave it out: two results share what they share")
     if len(results) < 2:
         raise UsageError(f"{results[0]} and what?", f"midog compare {results[0]} ANOTHER, or the folder of a grid")
     a, b = results

@@ -31,6 +31,8 @@ CALIBRATION = (
 )
 
 LOCK = ".lock"
+TRAINED = ("git", "versions", "python", "device", "precision", "threads", "seed")
+"""What a fold model's done.json tells of its training."""
 
 
 @dataclass(frozen=True)
@@ -280,9 +282,24 @@ def _manifest(
         "calibration": CALIBRATION,
         "blend_sha256": sha256_file(file),
         "runs": about,
+        "trained": trained_on(blend.members),
         "files": {name: _file_entry(content) for name, content in contents.items()},
         "training": {"patches": len(pixels), "pixels": sorted(pixels)},
     }
+
+
+def trained_on(members: Iterable[BlendMember]) -> list[dict[str, Any]]:
+    """What trained the fold models, as their done.json say: commit, versions, device, precision, threads; each such set
+    once, with the names of its fold models. A run's own manifest is of whoever prepared it last."""
+    found: dict[str, dict[str, Any]] = {}
+    for member in members:
+        for k, fold in member.folds.items():
+            done = Path(fold["path"]).with_name("done.json")
+            told = read_json(done) if done.is_file() else {}
+            entry = {key: told[key] for key in TRAINED if key in told}
+            whole = found.setdefault(json.dumps(entry, sort_keys=True), {**entry, "fold_models": []})
+            whole["fold_models"].append(f"{member.name}/{k}")
+    return list(found.values())
 
 
 def _file_entry(content: Path | bytes) -> dict[str, Any]:

@@ -147,18 +147,19 @@ class Run:
                 return dict(read_json(self.fold_folder(member, k) / "done.json")["network"])
         raise DataError(f"no fold of {member} is done in {self.path}", self._train_again(member))
 
-    def oof(self, member: str) -> Oof:
-        """All out-of-fold logits of `member`, in the order of the patch table.
+    def oof(self, member: str, folds: Sequence[str] | None = None) -> Oof:
+        """All out-of-fold logits of `member`, in the order of the patch table; with `folds` (names) those of these.
 
-        Raises: UsageError for a name that is no member; DataError naming folds or patches that are missing.
+        Raises: UsageError for a name that is no member or fold; DataError naming folds or patches that are missing.
         """
         self._require(member)
-        missing = [k for k in range(len(self.fold_names)) if not self.done(member, k)]
+        wanted = self.fold_positions(folds)
+        missing = [k for k in wanted if not self.done(member, k)]
         if missing:
             names = [f"fold {self.fold_names[k]} ({self.fold_folder(member, k)})" for k in missing]
             raise DataError(f"{member} of {self.path} is not trained on every fold", self._train_again(member), names)
-        found = self._gather(member)
-        expected = self._expected()
+        found = self._gather(member, wanted)
+        expected = [(patch_id, fold) for patch_id, fold in self._expected() if fold in wanted]
         absent = [patch_id for patch_id, _ in expected if patch_id not in found]
         moved = [i for i, fold in expected if i in found and found[i][0] != fold]
         foreign = set(found) - {patch_id for patch_id, _ in expected}
@@ -167,6 +168,13 @@ class Run:
         if problems:
             raise DataError(f"OOF logits of {member} do not fit {self.path}/patches.csv", "train it again", problems)
         return _assemble([(i, *found[i]) for i, _ in expected])
+
+    def fold_positions(self, folds: Sequence[str] | None = None) -> tuple[int, ...]:
+        """Positions of these folds, given by name; of all where None. Raises: UsageError for one that is not there."""
+        for name in folds or ():
+            if name not in self.fold_names:
+                raise unknown("fold", name, self.fold_names)
+        return tuple(k for k, name in enumerate(self.fold_names) if folds is None or name in folds)
 
     def scores(self, member: str | None = None, by: str | None = None) -> dict[str, Scores]:
         """Scores of OOF logits (identity view, threshold at logit 0) per member; with `by`, per group of one member.
@@ -221,10 +229,10 @@ class Run:
             spread = bootstrap_by_case(table.labels, sigmoid(z), z >= 0, table.column("case"), metrics, n=300)
         return MemberStatus(name, folds, so_far, spread)
 
-    def _gather(self, member: str) -> dict[str, tuple[int, NDArray[np.float64]]]:
-        """Logits of every fold that is done: patch id → (fold, (8,) logits)."""
+    def _gather(self, member: str, folds: Sequence[int] | None = None) -> dict[str, tuple[int, NDArray[np.float64]]]:
+        """Logits of every fold (of `folds`) that is done: patch id → (fold, (9,) logits)."""
         found: dict[str, tuple[int, NDArray[np.float64]]] = {}
-        for k in range(len(self.fold_names)):
+        for k in range(len(self.fold_names)) if folds is None else folds:
             if not self.done(member, k):
                 continue
             folder = self.fold_folder(member, k)

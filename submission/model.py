@@ -124,13 +124,15 @@ def import_heavy() -> None:
     """
     gc.disable()
     try:
-        import timm
-        import torch
+        import torch  # noqa: F401
 
         import midog.models.classifier
         import midog.models.predict  # noqa: F401
+        from midog.models.allocator import keep_freed_memory
+        from midog.models.timm_import import import_timm
 
-        del timm, torch
+        keep_freed_memory()
+        import_timm()
     finally:
         gc.freeze()
         gc.enable()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from midog.errors import DataError, UsageError, unknown
 from midog.result import Result, seen_note
 from submission.challenge import TRACK2
+from submission.model import import_heavy
 from submission.stack import Stack, read_job, read_stack
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def predict_what(bundle: Bundle, what: Path | str, split: str | None = None) -> 
         raise DataError(f"no such file or folder: {what}", "give a patch table, a folder of images, or a stack")
     if split is not None and what.suffix.casefold() not in TABLE_SUFFIXES:
         raise UsageError(f"{what} has no splits", "--split belongs to a patch table")
+    import_heavy()
     if what.is_dir():
         if (what / TRACK2.inputs_file).is_file() or (what / TRACK2.image_folder).is_dir():
             return _finish(_predict_stack(bundle, read_job(what)))

@@ -22,7 +22,7 @@ from ensemble.crossfit import BlendSettings, blend_runs
 from midog.bundle import Bundle, open_bundle, pack, read_manifest
 from midog.data.pixels import open_pixels
 from midog.errors import ContractError, DataError, UsageError, WeightsError
-from midog.files import read_csv, read_json, sha256_bytes, sha256_file
+from midog.files import read_csv, read_json, sha256_bytes, sha256_file, write_json
 from midog.models.backbones import find_backbone
 from midog.models.classifier import Network, backbone_state, build_classifier
 from midog.models.inference import Inference
@@ -96,6 +96,19 @@ def test_manifest_tells_where_everything_came_from(tiny_bundle, tiny_blend, tiny
     assert {member["name"]: member["network"] for member in manifest["members"]} == {
         name: network.to_dict() for name, network in NETWORKS.items()
     }
+
+
+def test_manifest_tells_what_trained_each_fold_model(tiny_run, tmp_path):
+    """A run may be trained in several places: its own manifest is of whoever prepared it last."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    where = {"git": "abc", "device": "a GPU", "precision": "bfloat16", "versions": {"torch": "2.11.0"}, "seconds": 9.0}
+    for done in run.glob("vit/fold_0/done.json"):
+        write_json(done, {**read_json(done), **where})
+    manifest = read_manifest(pack(make_blend(tmp_path / "blend", run), tmp_path / "model.tar.gz"))
+    there = next(of for of in manifest["trained"] if of.get("device") == "a GPU")
+    assert there["fold_models"] == ["vit/0"] and there["versions"] == {"torch": "2.11.0"} and "seconds" not in there
+    named = [name for of in manifest["trained"] for name in of["fold_models"]]
+    assert sorted(named) == sorted(f"{m['name']}/{k}" for m in manifest["members"] for k in m["folds"])
 
 
 def test_no_path_of_this_machine_travels(tiny_folder, tiny_run):

@@ -1,118 +1,58 @@
-"""The word `default`: the bundle that ships, wherever a bundle is named, and never by leaving a word out."""
+"""The bundle that ships: whole, small, made by the recipe of its name, and answering as on the day it was made."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from bundle_fixture import draw_patches
-from PIL import Image as Picture
 
 import midog
-from midog import archive
-from midog.bundle import open_bundle, read_manifest
-from midog.cli import run
-from midog.data.patches import PatchTable
-from midog.errors import WeightsError
-from submission import container, inference
-from submission.stack import write_job
+from midog.archive import DEFAULT_FOLDER
+from midog.data.synthetic import draw_patch
+from midog.models.weights import TensorFile
+from midog.recipe import load_recipe
+
+DRAWN = {"full": [-2.0833, -3.2024, -2.2694, -2.353], "fast": [-3.6036, -3.3911, -3.7376, -2.4405]}
+"""Logits of four drawn patches, atypical and normal in turn."""
+DATA = Path(os.environ.get("MIDOG_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-@pytest.fixture
-def default(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny bundle in the place of the one that ships."""
-    monkeypatch.setattr(archive, "DEFAULT_FOLDER", tiny_folder)
-    return tiny_folder
+def test_it_is_small_and_in_half_precision() -> None:
+    files = [path for path in DEFAULT_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40e6
+    for path in DEFAULT_FOLDER.glob("members/*/*.safetensors"):
+        file = TensorFile(path)
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        assert {str(file[name].dtype) for name in file.names if not name.endswith(buffers)} == {"torch.float16"}
 
 
-@pytest.fixture
-def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for at, pixels in enumerate(draw_patches(3, seed=5)):
-        Picture.fromarray(pixels).save(folder / f"{at}.png")
-    return folder
+def test_it_is_what_the_recipe_of_its_name_makes() -> None:
+    recipe, bundle = load_recipe("default"), midog.load_bundle()
+    networks = {member["name"]: member["network"] for member in bundle.manifest["members"]}
+    assert list(networks) == list(recipe.members)
+    for name, member in recipe.members.items():
+        assert networks[name]["image"] == {"crop": member.image.crop, "size": member.image.size}
+    counts = {member["name"]: len(member["folds"]) for member in bundle.manifest["members"]}
+    assert counts == recipe.blend.fold_models
+    assert len(bundle.at("fast").point.members) == recipe.blend.fast
+    assert bundle.point.views == recipe.blend.views
 
 
-def test_python_opens_it_by_leaving_the_path_out(default):
-    bundle = midog.load_bundle()
-    assert bundle.folder == default and bundle.digest == open_bundle(default).digest
-    assert midog.load_bundle("default", use="fast").point.name == midog.load_bundle(use="fast").point.name == "fast"
-    assert read_manifest("default") == read_manifest(default)
+@pytest.mark.parametrize("use", sorted(DRAWN))
+def test_its_answers_stay(use: str) -> None:
+    """On drawn patches: these are no mitotic figures, but what prepares a patch or computes a network shows here."""
+    rng = np.random.default_rng(11)
+    result = midog.load_bundle(use=use).predict([draw_patch(atypical, rng) for atypical in (True, False) * 2])
+    np.testing.assert_allclose(result.logit, DRAWN[use], atol=2e-3)
 
 
-def test_the_command_line_predicts_with_it(default, images, capsys):
-    assert run(["predict", "default", "images", "-o", "out.csv", "--use", "fast"]) == 0
-    about = json.loads(Path("out.csv.json").read_text())
-    assert about["bundle_sha256"] == open_bundle(default).digest and about["use"] == "fast"
-    assert run(["predict", "images", "default", "-o", "out.csv"]) == 2
-    assert "midog predict default images" in capsys.readouterr().err
+@pytest.mark.skipif(not (DATA / "amibr" / "patches").is_dir(), reason="no AMi-Br here")
+def test_it_knows_its_training_patches() -> None:
+    from midog.data.pixels import read_image
 
-
-def test_a_bundle_must_be_named_on_the_command_line(default, images, capsys):
-    assert run(["container", "build", "--dry-run"]) == 2
-    assert "Missing argument 'bundle'" in capsys.readouterr().err
-
-
-def test_a_folder_of_that_name_is_written_as_a_path(default, copied_default, images):
-    other = open_bundle("./default")
-    assert other.folder.resolve() == copied_default.resolve() and other.digest == open_bundle(Path("default")).digest
-    assert open_bundle("default").folder == default
-
-
-@pytest.fixture
-def copied_default(tiny_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_folder, tmp_path / "default"))
-
-
-def test_evaluate_and_the_container_take_the_word(default, tiny_table: PatchTable, images, capsys):
-    table = tiny_table.root / "patches.csv"
-    assert run(["predict", "default", str(table), "-o", "out.csv"]) == 0
-    Path("out.csv.json").unlink()
-    capsys.readouterr()
-    assert run(["evaluate", "out.csv", str(table), "--bundle", "default"]) == 0
-    assert "seen in training" in capsys.readouterr().out
-    assert run(["container", "build", "default", "--dry-run"]) == 0
-    assert run(["container", "test", "default", "--dry-run"]) == 0
-    assert run(["container", "save", "default", "--dry-run"]) == 0
-
-
-def test_the_entry_point_takes_the_word_too(default, images, tmp_path, monkeypatch, capsys):
-    job = write_job(tmp_path / "job", list(draw_patches(2)))
-    monkeypatch.delenv("MIDOG_USE", raising=False)
-    status = inference.main(["--input", str(job), "--output", str(tmp_path / "out"), "--model", "default"])
-    assert status == 0 and open_bundle(default).digest in capsys.readouterr().out
-
-
-def test_where_none_is_installed_the_error_names_the_command(tmp_path, images, monkeypatch, capsys):
-    monkeypatch.setattr(archive, "DEFAULT_FOLDER", tmp_path / "none")
-    with pytest.raises(WeightsError, match="holds no default bundle") as caught:
-        midog.load_bundle()
-    assert "midog train default patches.csv -o runs/default && midog blend runs/default" in caught.value.fix
-    assert run(["predict", "default", "images", "-o", "out.csv"]) == 4
-    assert "midog bundle blends/default -o model.tar.gz" in capsys.readouterr().err
-
-
-def test_an_image_holds_the_bundle_it_is_built_for_and_no_other(tiny_folder, tiny_bundle, monkeypatch, tmp_path):
-    checkout = tmp_path / "checkout"
-    for name in container.PACKAGES:
-        (checkout / name).mkdir(parents=True)
-        (checkout / name / "__init__.py").write_text("")
-    for name in container.FILES:
-        (checkout / name).write_text("")
-    shipped = Path(shutil.copytree(tiny_folder, checkout / container.DEFAULT_BUNDLES / "default"))
-    monkeypatch.setattr(container, "ROOT", checkout)
-    monkeypatch.setattr(archive, "DEFAULT_FOLDER", shipped)
-    for name in (str(tiny_bundle), "default"):
-        with container.stage(open_bundle(name)) as context:
-            assert [path.name for path in (context / "midog").iterdir()] == ["__init__.py"]
-            assert open_bundle(context / "model").digest == open_bundle(shipped).digest
-
-
-def test_a_plain_docker_build_leaves_it_out():
-    lines = (container.ROOT / ".dockerignore").read_text().splitlines()
-    assert lines.index("!midog") < lines.index(container.DEFAULT_BUNDLES)  # the later pattern counts
-    assert archive.DEFAULT_FOLDER.parent == container.ROOT / container.DEFAULT_BUNDLES
+    paths = [sorted((DATA / "amibr" / "patches" / kind).glob("*.png"))[:8] for kind in ("atypical", "normal")]
+    result = midog.load_bundle(use="fast").predict([read_image(path) for kind in paths for path in kind])
+    assert result.seen.all()
+    assert result.confidence[:8].mean() > result.confidence[8:].mean() + 0.2

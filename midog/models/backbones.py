@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from midog.errors import UsageError, unknown
 from midog.models.layouts import LAYOUTS
 from midog.models.records import natural, pathology
+from midog.models.timm_import import import_timm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,12 +135,14 @@ def find_backbone(name_or_record: str | Mapping[str, Any] | Backbone) -> Backbon
 def _derived(timm_name: str, kwargs: dict[str, Any], pooling: str | None = None) -> Backbone:
     """The record that timm's own configuration implies for one of its models; `pooling` None takes timm's."""
     import torch
-    from timm.models.convnext import ConvNeXt
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import VisionTransformer
     from torch import nn
 
     from midog.models.heads.linear import feature_width
+
+    import_timm()
+    from timm.models.convnext import ConvNeXt
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
 
     with torch.device("meta"):
         model: Any = _create(timm_name, kwargs)
@@ -181,10 +184,9 @@ def _create(timm_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
     One made for a single channel (`in_chans: 1`) is given the channels of an image one by one.
     """
-    import timm
-
     from midog.models.channels import channel_by_channel
 
+    timm = import_timm()
     if not timm.is_model(timm_name):
         raise unknown("timm model", timm_name, timm.list_models())
     ignored = [key for key, value in kwargs.items() if value is None]

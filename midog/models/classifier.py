@@ -23,7 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from midog.files import sha256_json
 from midog.models.backbones import build_backbone, find_backbone, list_backbones
 from midog.models.heads.base import HeadModule
-from midog.models.heads.kinds import Head, build_head, head_input
+from midog.models.heads.kinds import Head, build_head
+from midog.models.heads.linear import pool, token_rows
 from midog.models.network import Network
 from midog.models.preprocess import input_size, prepare
 from midog.models.tuning import (
@@ -73,15 +74,33 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.look(x))
         return logits
 
+    def features(self, x: Tensor) -> Tensor:
+        """(n, 3, s, s) float to (n, width) pooled features, whatever the head is given."""
+        return pool(self.backbone, self._see(x), self.network.backbone.pooling)
+
     def look(self, x: Tensor) -> Tensor:
         """(n, 3, s, s) float to what the head needs: pooled features, or tokens."""
-        features = self.backbone.forward_features(x.contiguous(memory_format=self.format))  # type: ignore[operator]
-        return head_input(self.head, self.backbone, features, self.network.backbone.pooling)
+        seen = self._see(x)
+        if self.head.needs == "tokens":
+            return token_rows(self.backbone, seen)
+        return pool(self.backbone, seen, self.network.backbone.pooling)
 
-    def answer(self, x: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(n, 3, s, s) float and targets (n,) to logits (n,) and the head's own loss terms; see `HeadModule.answer`."""
+    def features_and_look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in one pass: pooled features, and what the head needs."""
+        seen = self._see(x)
+        features = pool(self.backbone, seen, self.network.backbone.pooling)
+        return features, token_rows(self.backbone, seen) if self.head.needs == "tokens" else features
+
+    def _see(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=self.format)
+        seen: Tensor = self.backbone.forward_features(x)  # type: ignore[operator]
+        return seen
+
+    def answer(self, x: Tensor, targets: Tensor, given: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(n, 3, s, s) float and targets (n,) to logits (n,) and the head's own loss terms; see `HeadModule.answer`.
+        `given` is what `look` makes of x, where that is known."""
         frozen = self.look_untuned(x) if self.head.wants_frozen else None
-        return self.head.answer(self.look(x), targets, frozen)
+        return self.head.answer(self.look(x) if given is None else given, targets, frozen)
 
     @torch.no_grad()
     def look_untuned(self, x: Tensor) -> Tensor:
@@ -96,7 +115,8 @@ class Classifier(nn.Module):
     def prepare(self, patches: NDArray[np.uint8] | Tensor) -> Tensor:
         """(n, 128, 128, 3) uint8 RGB, an array or a tensor, to (n, 3, s, s) float32 on this network's device."""
         device = next(self.head.parameters()).device
-        return prepare(patches, self.network.image, self.network.backbone, device)
+        network = self.network
+        return prepare(patches, network.image, network.backbone, device, network.harmonise)
 
     def train(self, mode: bool = True) -> Classifier:
         """As ever, but batch norms whose parameters are frozen keep their pretrained statistics."""

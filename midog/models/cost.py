@@ -87,9 +87,12 @@ def training_memory(network: Network, batch: int, dtype: torch.dtype, checkpoint
     return counted.peak + MOMENTS * counted.trained
 
 
-def predict_memory(record: Backbone, batch: int, dtype: torch.dtype) -> int:
-    """Bytes at most while a batch is predicted. The weights are in float32, whatever autocast's `dtype`."""
-    return _counted(_key(_probe(record)), batch, dtype, False, False).peak
+def predict_memory(record: Backbone, batch: int, dtype: torch.dtype, size: int | None = None) -> int:
+    """Bytes at most while a batch is predicted. The weights are in float32, whatever autocast's `dtype`.
+
+    `size` is the side of the square input in pixels; None is the backbone's own.
+    """
+    return _counted(_key(_probe(record, size)), batch, dtype, False, False).peak
 
 
 def bundle_bytes(networks: Sequence[Network], folds: int, whole: Sequence[Network] = ()) -> int:

@@ -67,7 +67,7 @@ def predict_logits(
     patches: Any,
     views: Sequence[str] = ("identity",),
     device: str | torch.device = "auto",
-    batch: int = 64,
+    batch: int | None = None,
     precision: str = "auto",
     label: str = "",
 ) -> NDArray[np.float64]:
@@ -78,7 +78,8 @@ def predict_logits(
         patches: (n, 128, 128, 3) uint8 RGB, or anything with `len` that an index array turns into that (`Pixels`).
         views: Names of `augment.views`.
         device: See `pick_device`.
-        batch: Images per forward; halved when the GPU's memory is too small, down to the processor at last.
+        batch: Images per forward: by default 64, on a processor 8, which is as fast there and takes a fifth of the
+            memory; halved when the GPU's memory is too small, down to the processor at last.
         precision: See `pick_precision`. Logits that are not finite are computed again in float32.
         label: Text beside the progress bar; none without.
 
@@ -86,6 +87,7 @@ def predict_logits(
     """
     device = pick_device(device)
     dtype = pick_precision(device, precision)
+    batch = batch or (8 if device.type == "cpu" else 64)
     logits = np.empty((len(patches), len(views)), dtype=np.float64)
     was_training = model.training
     model.to(device).eval()

@@ -14,6 +14,7 @@ from ensemble.result import OOF_BLEND_FILE, OOF_FAST_FILE
 from midog.data.download import SOURCES
 from midog.errors import DataError, MidogError
 from midog.metrics import bootstrap_by_case, scores
+from midog.packing import trained_on
 from midog.report.findings import FEW, provenance_rows
 from midog.report.text import cell_text
 from midog.run import open_run
@@ -62,7 +63,7 @@ def model_card(blend: Path | str) -> str:
     if fast is not None:
         parts += [
             *_scores("fast", read, fast),
-            "Which member is the best was found anew without each part of the cases.",
+            "Which members are the best was found anew without each part of the cases.",
         ]
     parts += ["## Operating points", *_points(read), "## Limits", _limits(read, full)]
     parts += ["## Licences and citations", _licences(read, full), "## Provenance", _provenance(read)]
@@ -277,6 +278,7 @@ def _provenance(blend: Blend) -> str:
     runs = own.pop("runs", {})
     told = {"blend": {**content, **own, "seed": settings.get("seed")}}
     told |= {f"run {name}": manifest for name, manifest in runs.items()}
+    told |= {f"fold models {', '.join(of['fold_models'])}": of for of in trained_on(blend.members)}
     facts = {
         name: ", ".join(f"{key} {value}" for key, value in provenance_rows(of) if key != "platform")
         for name, of in told.items()

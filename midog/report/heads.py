@@ -20,9 +20,9 @@ DIM = 0.3
 NAMED = 3
 """Concepts named under a patch."""
 CAUTION = (
-    "Patches that the first finished fold model never saw. Attention and concept scores show what a head weighs, not why "
-    "it answers so: nothing was deleted to test them. The two pictures are principal components of the same features "
-    "before and after the head."
+    "Patches that the first finished fold model never saw. Attention and concept scores show what a head weighs, not "
+    "why it answers so: nothing was deleted to test them. The two pictures are principal components of the same "
+    "features before and after the head."
 )
 
 
@@ -57,7 +57,7 @@ def _what(maps: Mapping[str, Any]) -> str:
 def _item(table: PatchTable, patch: Patch | None, maps: Mapping[str, Any], at: int) -> Thumbnail | None:
     if patch is None:
         return None
-    pixels = _pixels(table, patch)
+    pixels, lines = _pixels(table, patch), tuple[str, ...]()
     truth = bool(patch.label)
     if maps["kind"] == "joint":
         attention = np.asarray(maps["attention"][at], dtype=np.float64)

@@ -67,6 +67,7 @@ def fold_identity(
             "pixels_sha256": sha256_json([digest for digest, use in zip(hashes, used, strict=True) if use]),
             "pretrained": pretrained_identity(member, pretrained),
             "targets_sha256": targets_identity(member),
+            "pairs_sha256": pairs_identity(member),
             "teacher_sha256": teacher,
             "anchors_sha256": anchors_identity(member),
         }
@@ -109,6 +110,13 @@ def targets_identity(member: Member) -> str:
     if fourier.targets == "scanner":
         return "scanner"
     return sha256_json([sha256_bytes(np.ascontiguousarray(t.block).tobytes()) for t in shared_targets(fourier)])
+
+
+def pairs_identity(member: Member) -> str:
+    """sha256 over specimens, scanners, names and sizes of external pairs; empty without."""
+    from midog.data.pairs import read_pairs
+
+    return read_pairs(folder).sha256 if (folder := getattr(member.auxiliary, "pairs", "")) else ""
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:

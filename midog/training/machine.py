@@ -16,6 +16,7 @@ import cv2
 import torch
 
 from midog.errors import UsageError
+from midog.models.allocator import keep_freed_memory
 from midog.models.predict import pick_device, pick_precision
 
 RESET = Path("/proc/self/clear_refs")
@@ -85,6 +86,7 @@ def claim(machine: Machine) -> Iterator[Resources]:
             torch.backends.cudnn.benchmark = True  # every batch has one size
             cv2.setNumThreads(1)  # patches are small: its threads, one for each processor, only wait for each other
             if device.type == "cpu":
+                keep_freed_memory()
                 torch.use_deterministic_algorithms(True)
                 # Filling fresh memory helps to find bugs in torch and costs a tenth of every step.
                 memory.fill_uninitialized_memory = False

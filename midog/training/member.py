@@ -9,11 +9,13 @@ from typing import Any
 from augment.policies import Augment
 from midog.errors import MidogError, UsageError, unknown
 from midog.models.backbones import find_backbone
+from midog.models.harmonise import Harmonise
 from midog.models.heads.kinds import Head
 from midog.models.network import Network
 from midog.models.preprocess import Image
 from midog.models.tuning import Tune
 from midog.settings import plain
+from midog.training.auxiliary_settings import AuxiliarySettings
 from midog.training.losses import LOSSES
 from midog.training.sampling import SAMPLERS
 from midog.training.start_settings import Start
@@ -93,7 +95,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a recipe, every default spelled out. `seed` is the recipe's; `start` None is off."""
+    """One entry of a recipe, every default spelled out. `seed` is the recipe's; what is None is off."""
 
     name: str
     backbone: str | dict[str, Any]
@@ -105,6 +107,8 @@ class Member:
     training: Training
     seed: int = 0
     start: Start | None = None
+    auxiliary: AuxiliarySettings | None = None
+    harmonise: Harmonise | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name and the seed, as plain JSON: what the resolved recipe says of the member."""
@@ -115,7 +119,9 @@ class Member:
 def network_of(member: Member) -> Network:
     """The network that the member trains. Raises: UsageError for an unknown backbone."""
     record = find_backbone(member.backbone)
-    return Network(record, member.pretrained, member.image, member.tune, member.head, member.seed)
+    return Network(
+        record, member.pretrained, member.image, member.tune, member.head, member.seed, harmonise=member.harmonise
+    )
 
 
 def check_tuning(members: Iterable[Member]) -> None:

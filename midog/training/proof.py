@@ -16,7 +16,7 @@ from augment.views import VIEW_NAMES
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import WeightsError
-from midog.models.classifier import Begin, Classifier, backbone_state, build_classifier, save_fold
+from midog.models.classifier import Begin, Classifier, backbone_state, build_classifier, round_trained, save_fold
 from midog.models.inference import Inference
 from midog.models.network import Network
 from midog.models.predict import predict_logits
@@ -107,7 +107,7 @@ def prove(
         forget_peak(resources.device)
         begin = _few_steps(member, patches, resources, machine, pretrained, teacher, Path(scratch), said)
         few_patches = prototypes_of(member, 0, patches, resources, PROTOTYPED)
-        classifier, state = start(member, pretrained, resources, 0, begin, few_patches)
+        classifier, state = start(member, pretrained, resources, 0, begin, patches.pairing, few_patches)
         memory = Memory(classifier, machine.part, machine.checkpointing, said.append)
         train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=1)
         began = time.perf_counter()
@@ -119,6 +119,7 @@ def prove(
         began = time.perf_counter()
         predict_logits(classifier, few, VIEW_NAMES, resources.device)
         per_view = (time.perf_counter() - began) / (len(few) * len(VIEW_NAMES))
+        round_trained(classifier)
         before = predict_logits(classifier, few, VIEW_NAMES, resources.device, precision="float32")
         file = save_fold(classifier, Path(scratch) / "model.safetensors")
         base = None if classifier.whole else backbone_state(classifier)

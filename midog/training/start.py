@@ -23,8 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from midog.errors import MidogError
 from midog.models.classifier import Classifier
 from midog.models.heads.concept import PROTOTYPES, Concept
-from midog.models.heads.kinds import head_input
-from midog.models.heads.linear import feature_width, pool
+from midog.models.heads.linear import feature_width
 from midog.models.predict import autocast
 from midog.models.preprocess import input_size
 from midog.progress import steps as progress_bar
@@ -125,10 +124,8 @@ class Distillation(nn.Module):
         """Pooled features (n, width) and logits (n,), float32."""
         x = classifier.prepare(images).contiguous(memory_format=classifier.format)
         with autocast(self.resources.device, self.resources.dtype):
-            seen = classifier.backbone.forward_features(x)  # type: ignore[operator]
-            pooling = classifier.network.backbone.pooling
-            given = head_input(classifier.head, classifier.backbone, seen, pooling)
-            return pool(classifier.backbone, seen, pooling).float(), classifier.head(given).float()
+            features, given = classifier.features_and_look(x)
+            return features.float(), classifier.head(given).float()
 
 
 def tune_backbone(

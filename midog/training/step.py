@@ -54,6 +54,8 @@ def step(
     if training.clip:
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(trained_parameters(state.module).values(), training.clip)
+        if state.auxiliary is not None:  # apart, so that it does not hold the member's own steps back
+            torch.nn.utils.clip_grad_norm_(trained_parameters(state.auxiliary).values(), training.clip)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -174,6 +174,22 @@ def test_what_is_not_finished_is_left_out_and_named(make: Any, table: PatchTable
         compare_grid([tmp_path / "g"])
 
 
+def test_folds_that_are_done_can_be_compared_alone(make: Any, table: PatchTable, tmp_path: Path) -> None:
+    grid = write_runs(make, tmp_path / "g", table, lambda values, _: 1.3 if values[1] == 64 else 0.8)
+    whole = compare_grid([tmp_path / "g"], folds=["0"])
+    for run in grid.runs:
+        (tmp_path / "g" / run.name / "net" / "fold_1" / "done.json").unlink()
+    with pytest.raises(DataError, match="no run of this grid is finished") as error:
+        compare_grid([tmp_path / "g"])
+    assert "--fold" in error.value.fix
+    part = compare_grid([tmp_path / "g"], folds=["0"])
+    assert part == whole and part.runs == 12
+    effect = of(part, "crop: 128 → 64")["roc_auc"]
+    assert effect.verdict == "better" and effect.n == int((table.folds == 0).sum())
+    with pytest.raises(UsageError, match="fold"):
+        compare_grid([tmp_path / "g"], folds=["scanner"])
+
+
 def test_runs_that_differ_in_patches_or_folds_are_refused(make: Any, table: PatchTable, tmp_path: Path) -> None:
     write_runs(make, tmp_path / "g", table, lambda values, _: 1.0, FACTORS[:1])
     logits = make.logits(table, 1.0, 1)

@@ -138,6 +138,13 @@ def test_operating_points(kept_run: Path) -> None:
         assert point.name == name and sum(point.weights) == pytest.approx(1)
 
 
+def test_fast_takes_as_many_of_the_best_as_the_recipe_says(kept_run: Path) -> None:
+    two = blend_runs([kept_run], BlendSettings(trials=60, views="d4", fast=2)).points["fast"]
+    assert two.members == ("good", "fair") and two.fold_models == 1 and two.views == "none"
+    with pytest.raises(UsageError, match="blend fast 0"):
+        BlendSettings(fast=0)
+
+
 def test_each_point_is_calibrated_for_its_own_set(kept_run: Path) -> None:
     oof = align([kept_run])
     settings = BlendSettings(trials=60, views="rot4")

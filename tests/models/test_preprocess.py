@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 
 from midog.errors import UsageError
 from midog.models.backbones import find_backbone
-from midog.models.preprocess import PATCH, Image, fit_patch, input_size, prepare
+from midog.models.preprocess import PATCH, Image, fit_patch, input_size, prepare, prepare_pixels
 
 VIT_ANY = find_backbone({**find_backbone("test_vit").to_dict(), "patch": None})
 VIT, CNN = find_backbone("test_vit"), find_backbone("mobilenetv2_100")
@@ -74,6 +74,21 @@ def test_a_read_only_memory_map_is_fine_and_untouched(tmp_path: Path, patches: n
     mapped = np.load(tmp_path / "pixels.npy", mmap_mode="r")
     assert torch.equal(prepare(mapped, Image(128, 128), CNN), prepare(patches.copy(), Image(128, 128), CNN))
     assert np.array_equal(mapped, patches)
+
+
+@pytest.mark.parametrize("image", [Image(128, 128), Image(128, 224), Image(72, 160)])
+def test_floats_take_the_same_path_and_let_gradients_through(patches: np.ndarray, image: Image) -> None:
+    x = (torch.from_numpy(patches.copy()).permute(0, 3, 1, 2).float() / 255).requires_grad_(True)
+    before = x.detach().clone()
+    found = prepare_pixels(x, image, CNN)
+    assert torch.equal(found.detach(), prepare(patches, image, CNN))
+    found.square().sum().backward()
+    margin = (PATCH - image.crop) // 2
+    inside = x.grad[:, :, margin : PATCH - margin, margin : PATCH - margin]
+    assert int((x.grad != 0).sum()) == int((inside != 0).sum()) > 0
+    assert torch.equal(x.detach(), before)
+    with pytest.raises(ValueError, match="float"):
+        prepare_pixels(torch.zeros(1, 3, 64, 64), image, CNN)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((128, 128, 3), np.uint8), np.zeros((1, 128, 128, 3), np.float32)])

@@ -157,6 +157,24 @@ def test_the_report_shows_what_the_heads_look_at(heads_run: Run, heads_recipe: R
     assert {labels[patch_id] for patch_id in maps["plotted"]} == {0, 1}
 
 
+def test_heads_go_together_with_auxiliary_losses_and_harmonisers(
+    heads_recipe: Recipe, table: PatchTable, tmp_path: Path
+) -> None:
+    words = [f"each.{key}" for key in ("auxiliary=domain_adversarial", "harmonise=reinhard")]
+    folder = Path(heads_recipe.members["concept_conv_full"].head.anchors).parent  # type: ignore[union-attr]
+    recipe = load_recipe(folder / "heads.yaml", words)
+    names = ["joint_vit", "concept_conv"]
+    run = train_recipe(recipe, table, tmp_path / "run", names, folds=[0], threads=1)
+    alone = replace(recipe, members={name: replace(recipe.members[name], auxiliary=None) for name in recipe.members})
+    other = train_recipe(alone, table, tmp_path / "alone", names, folds=[0], threads=1)
+    for name in names:
+        with_it, without = (read_log(one.fold_folder(name, 0))[0]["loss"] for one in (run, other))
+        assert with_it > without + 0.1, "the adversary's cross-entropy comes on top"
+    with pytest.raises(UsageError) as caught:
+        load_recipe(folder / "heads.yaml", ["each.harmonise=combat"])
+    assert any("combat fits a linear head again" in line for line in caught.value.details)
+
+
 def test_overlay_is_bright_where_attention_lies() -> None:
     white, attention = np.full((128, 128, 3), 255, dtype=np.uint8), np.zeros((4, 4))
     attention[1, 2] = 1
@@ -199,8 +217,8 @@ def test_prototypes_come_from_training_cases_alone(
     patches = fold_patches(member, 1, source.table, source.assignment, watched)
     with claim(Machine(threads=1)) as resources:
         measure = prototypes_of(member, 1, patches, resources)
-        classifier, _ = start(member, None, resources, 1, None, measure)
-        again, _ = start(member, None, resources, 1, None, prototypes_of(member, 1, patches, resources))
+        classifier, _ = start(member, None, resources, 1, measure=measure)
+        again, _ = start(member, None, resources, 1, measure=prototypes_of(member, 1, patches, resources))
     assert watched.seen == set(patches.samples.rows.tolist())
     assert not watched.seen & set(patches.left_out.rows.tolist())
     # Adapters start at nothing: this is the frozen backbone.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from midog.errors import UsageError
 from midog.models.heads.base import HeadModule
 from midog.models.heads.concept import PROTOTYPES, Concept, ConceptHead, empty_anchors, read_anchors
 from midog.models.heads.joint import GRAM, Joint, JointHead
-from midog.models.heads.linear import Linear, LinearHead, feature_width, pool, prefix_rows, token_rows
+from midog.models.heads.linear import Linear, LinearHead, feature_width, prefix_rows
 from midog.models.tuning import Lora, Tune
 
 if TYPE_CHECKING:
@@ -49,8 +49,3 @@ def build_head(network: Network, backbone: nn.Module, stored: Mapping[str, Seque
             features, head, read_anchors(head.anchors) if known else empty_anchors(head, features, stored)
         )
     return LinearHead(features, head)
-
-
-def head_input(head: HeadModule, backbone: nn.Module, features: Tensor, pooling: str) -> Tensor:
-    """What a head needs, of what `backbone.forward_features` gave."""
-    return token_rows(backbone, features) if head.needs == "tokens" else pool(backbone, features, pooling)
