@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from midog.audit_cli import audit
 from midog.bench_cli import bench_app
 from midog.blend_cli import By, blend, compare
 from midog.container_cli import container_app
@@ -159,6 +160,7 @@ def evaluate(
         raise CheckFailed("the official evaluator would have refused this", "see the problems above")
 
 
+app.command(rich_help_panel=LOOK)(audit)
 app.command(rich_help_panel=LOOK)(features)
 
 

@@ -95,6 +95,14 @@ def predict_memory(record: Backbone, batch: int, dtype: torch.dtype, size: int |
     return _counted(_key(_probe(record, size)), batch, dtype, False, False).peak
 
 
+def parameter_counts(network: Network) -> tuple[int, int]:
+    """Parameters of the backbone with what tuning adds to it, and how many of them and of the head are trained."""
+    import torch
+
+    counted = _counted(_key(network), 1, torch.float32, False, False)
+    return counted.parameters, counted.trained
+
+
 def bundle_bytes(networks: Sequence[Network], folds: int, whole: Sequence[Network] = ()) -> int:
     """Bytes of the weights in a bundle of these members with `folds` fold models each, before compression.
 

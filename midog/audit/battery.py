@@ -1,0 +1,180 @@
+"""The battery: every part measures and is written at once; a part whose inputs are unchanged is not repeated.
+
+FOLDER/parts/<part>.json   what a part found, or the reason why it did not run, and the hash of its inputs
+FOLDER/audit.json          all of them, with what was audited and where it ran
+FOLDER/audit.html          the same as figures
+
+Nothing here tunes anything: operating point, threshold and weights are taken as they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from midog.audit.measure import ONCE, Settings
+from midog.audit.opening import open_subject
+from midog.audit.patches import Patches, read_patches
+from midog.audit.subject import Subject
+from midog.errors import DataError, MidogError, unknown
+from midog.files import lock, read_json, sha256_file, sha256_json, write_json, write_text
+from midog.metrics import case_index
+from midog.provenance import provenance
+
+PARTS = (
+    "domains",
+    "baselines",
+    "calibration",
+    "symmetry",
+    "field",
+    "corruption",
+    "attacks",
+    "leakage",
+    "robustness",
+    "low_data",
+    "cost",
+)
+"""In reading order; each is a module with `TITLE`, `measure`, `headline` and `section`."""
+AUDIT_FILE, PAGE_FILE = "audit.json", "audit.html"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found. `parts` maps a part's name to {seconds, inputs_sha256, found} or {not_run}."""
+
+    folder: Path
+    about: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.about, "parts": self.parts}
+
+    def text(self) -> str:
+        """A line for each part."""
+        return "\n".join([self.about["what"], *(f"{name:<12}{line}" for name, line in lines(self.parts).items())])
+
+
+def audit(
+    source: Path | str,
+    patches: Path | str,
+    folder: Path | str,
+    only: Sequence[str] = (),
+    split: str | None = None,
+    use: str | None = None,
+    pretrained: Path | None = None,
+    settings: Settings | None = None,
+    say: Say = lambda line: None,
+) -> Audit:
+    """Run the battery on a bundle, blend or run and write what it finds.
+
+    Args:
+        source: see `opening.open_subject`, as `use` and `pretrained`.
+        patches: a table with labels. split: only these rows of it.
+        folder: of the results; the same call continues.
+        only: of `PARTS`; the others are taken from the folder where they are there.
+        say: told of each part when it is done.
+
+    Raises: UsageError for unknown names; DataError where there is nothing to look at, or one class; what a part
+        raises is its reason for not being run.
+    """
+    from midog.audit.page import page
+
+    settings, folder = settings or Settings(), Path(folder)
+    for name in only:
+        if name not in PARTS:
+            raise unknown("part", name, PARTS)
+    subject, given = open_subject(source, use, pretrained), read_patches(patches, split)
+    many = given.draw(ONCE * settings.limit, settings.seed)
+    if len(set(many.labels.tolist())) < 2:
+        word = "atypical" if many.labels[0] else "normal"
+        raise DataError(f"all {len(many)} patches are {word}: nothing can be scored", "a table with both classes")
+    about = describe(subject, given, many, settings)
+    with lock(folder / ".lock", f"another process audits into {folder}"):
+        parts = {}
+        for name in PARTS:
+            file = folder / "parts" / f"{name}.json"
+            inputs = inputs_of(name, subject, many, settings)
+            known = _known(file, inputs)
+            if known is None and (not only or name in only):
+                known = run_part(name, subject, many, settings)
+                write_json(file, {**known, "inputs_sha256": inputs})
+                say(f"{name:<12}{lines({name: known})[name]}  [{known['seconds']:.0f} s]")
+            if known is not None:
+                parts[name] = {key: value for key, value in known.items() if key != "schema_version"}
+        found = Audit(folder, about, parts)
+        write_json(folder / AUDIT_FILE, {**found.to_dict(), "provenance": provenance()})
+        write_text(folder / PAGE_FILE, page(about, parts))
+    return found
+
+
+def inputs_of(name: str, subject: Subject, patches: Patches, settings: Settings) -> str:
+    """Hash of all that a part's numbers depend on: the models' bytes, the point, the patches, release and own code."""
+    content = [subject.identity, subject.point.to_dict(), patches.identity, asdict(settings), subject.kind]
+    code = sha256_file(Path(__file__).with_name(f"{name}.py"))
+    return sha256_json([name, *content, subject.seen(patches).tolist(), metadata.version("midog"), code])
+
+
+def _known(file: Path, inputs: str) -> dict[str, Any] | None:
+    """What the file holds, where it ran on the same inputs; a part that did not run is tried again."""
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    return content if content.get("inputs_sha256") == inputs and "not_run" not in content else None
+
+
+def run_part(name: str, subject: Subject, patches: Patches, settings: Settings) -> dict[str, Any]:
+    """{found, seconds}, or {not_run: the reason, seconds}: one part must not cost the others."""
+    began = time.monotonic()
+    try:
+        content = {"found": part(name).measure(subject, patches, settings)}
+    except MidogError as error:
+        content = {"not_run": error.render()}
+    return {**content, "seconds": round(time.monotonic() - began, 1)}
+
+
+def part(name: str) -> Any:
+    """The part's module."""
+    return importlib.import_module(f"midog.audit.{name}")
+
+
+def lines(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """One line for each part that was asked for: its headline, or why it did not run."""
+    return {
+        name: part(name).headline(content["found"]) if "found" in content else f"not run: {content['not_run']}"
+        for name, content in parts.items()
+    }
+
+
+def describe(subject: Subject, given: Patches, many: Patches, settings: Settings) -> dict[str, Any]:
+    """What was audited, on what, as plain JSON."""
+    few = many.draw(settings.limit, settings.seed)
+    seen = int(subject.seen(many).sum())
+    how = "" if subject.kind == "bundle" else ", each fold model on what it never saw"
+    return {
+        "what": (
+            f"{subject.kind} {subject.name} at operating point {subject.point.name}{how}: {len(many):,} of "
+            f"{given.given:,} patches, {len(few):,} in the parts that ask again and again"
+        ),
+        "subject": {
+            "name": subject.name,
+            "kind": subject.kind,
+            "sha256": subject.identity,
+            "point": subject.point.to_dict(),
+        },
+        "patches": {
+            "given": given.given,
+            "once": len(many),
+            "again": len(few),
+            "atypical": int(many.labels.sum()),
+            "cases": case_index(many.cases)[1],
+            "seen_in_training": seen,
+            "sha256": many.identity,
+        },
+        "settings": asdict(settings),
+    }

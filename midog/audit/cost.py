@@ -1,0 +1,130 @@
+"""What an answer costs: parameters, multiply-adds, memory, time, and an estimate of energy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from midog.audit.measure import Settings
+from midog.audit.patches import Patches
+from midog.audit.subject import Subject
+from midog.errors import DataError
+from midog.report.figures import Dot, interval_plot
+from midog.report.markup import Drawing, Section, table_html
+
+TITLE = "Cost"
+TIMED = 32
+BATCH = 8
+"""Patches in a batch on a processor, to which the peak of memory belongs."""
+TEXT = (
+    "Look for a member that takes most of the work: the domains above say whether it earns it. Good is a cost that the "
+    "platform's time limit forgives: a job holds up to 16 patches. The energy is an estimate from processor time and a "
+    "declared power, not read from a meter."
+)
+
+
+def macs(flops: int) -> int:
+    """Multiply-adds: a matrix product's operations are two of them each."""
+    return flops // 2
+
+
+def energy(seconds: float, watts: float) -> float:
+    """Joules of a constant power."""
+    return seconds * watts
+
+
+def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str, Any]:
+    """A row for each member of the operating point, and what one patch takes in all.
+
+    Counted, not measured: parameters, multiply-adds, peak memory of a batch. Measured: time of `TIMED` patches.
+    """
+    import torch
+
+    from augment.views import VIEW_SETS
+    from midog.models.cost import forward_flops, parameter_counts, predict_memory
+    from midog.models.predict import pick_device
+    from midog.models.preprocess import input_size
+
+    views = len(VIEW_SETS[subject.point.views])
+    rows = []
+    for member in subject.members:
+        network = member.network
+        size = input_size(network.image, network.backbone)
+        parameters, trained = parameter_counts(network)
+        fold_models = 1 if subject.bundle is None else len(subject.bundle.fold_files()[member.name])
+        work = macs(forward_flops(network.backbone, size))
+        rows.append(
+            {
+                "member": member.name,
+                "backbone": network.backbone.name,
+                "input": size,
+                "parameters": parameters,
+                "trained": trained,
+                "macs": work,
+                "passes": fold_models * views,
+                "macs_per_patch": work * fold_models * views,
+                "peak_bytes": predict_memory(network.backbone, BATCH, torch.float32, size),
+            }
+        )
+    few = patches.draw(min(TIMED, len(patches)), settings.seed)
+    if not len(few):
+        raise DataError("no patch to time", "a table with patches")
+    untouched = lambda image, seed: image  # noqa: E731  (an answer that is not taken from memory)
+    subject.answer(few, untouched)  # weights are read and memory is claimed once, outside the clock
+    wall, processor = time.perf_counter(), time.process_time()
+    subject.answer(few, untouched)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    device = str(pick_device())
+    return {
+        "rows": rows,
+        "views": views,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "timed": len(few),
+        "ms_per_patch": 1000 * wall / len(few),
+        "cpu_ms_per_patch": 1000 * processor / len(few),
+        "estimate": True,
+        "watts": settings.watts,
+        "joule_per_patch": energy(processor, settings.watts) / len(few) if device == "cpu" else None,
+        "out_of_fold": subject.bundle is None,
+    }
+
+
+def headline(found: dict[str, Any]) -> str:
+    work = sum(row["macs_per_patch"] for row in found["rows"]) / 1e9
+    joule = found["joule_per_patch"]
+    spent = "no estimate of energy on a GPU" if joule is None else f"{joule:.2f} J (estimate)"
+    return f"{work:.2f} G multiply-adds, {found['ms_per_patch']:.0f} ms on {found['device']} and {spent} a patch"
+
+
+def section(found: dict[str, Any]) -> Section:
+    dots = [Dot(row["member"], row["macs_per_patch"] / 1e9) for row in found["rows"]]
+    rows = [
+        {
+            "member": row["member"],
+            "backbone": row["backbone"],
+            "input px": row["input"],
+            "parameters": row["parameters"],
+            "trained": row["trained"],
+            "G multiply-adds": row["macs"] / 1e9,
+            "passes a patch": row["passes"],
+            f"peak MB, batch of {BATCH}": row["peak_bytes"] / 1e6,
+        }
+        for row in found["rows"]
+    ]
+    energy_text = (
+        "No energy is given for a GPU: no meter was read."
+        if found["joule_per_patch"] is None
+        else f"Energy, an estimate at {found['watts']:g} W a busy core: {found['joule_per_patch']:.3f} J a patch, "
+        f"{found['joule_per_patch'] / 3.6:.2f} kWh for a million."
+    )
+    note = (
+        f"{found['ms_per_patch']:.1f} ms a patch on {found['device']} with {found['threads']} threads "
+        f"({found['cpu_ms_per_patch']:.1f} ms of processor time; {found['timed']} patches timed once, after a "
+        f"warm-up). {energy_text}"
+    )
+    if found["out_of_fold"]:
+        note += " Out of fold one fold model answers for a patch; a bundle asks all that it holds."
+    caption = "Multiply-adds of one patch over all fold models and views, in thousand millions."
+    drawing = Drawing(interval_plot(dots, "G multiply-adds a patch"), caption)
+    return Section(TITLE, TEXT, (drawing,), table_html(rows), note)

@@ -1,0 +1,102 @@
+"""The whole battery on drawn patches (synthetic): resumable, honest about what did not run, one page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midog.audit.battery import PARTS, audit, part
+from midog.audit.measure import Settings
+from midog.cli import run as command
+from midog.errors import DataError, UsageError
+from midog.files import read_json
+
+
+@pytest.fixture(scope="module")
+def folder(drawn: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit of the bundle at its lighter point."""
+    out = tmp_path_factory.mktemp("battery") / "audit"
+    assert command(["audit", str(drawn.bundle), str(drawn.table), "-o", str(out)]) == 0
+    return out
+
+
+def test_every_part_is_written_or_says_why_not(folder: Path, drawn: Any) -> None:
+    content = read_json(folder / "audit.json")
+    assert set(content["parts"]) == set(PARTS) and content["schema_version"] == 1
+    assert {path.stem for path in (folder / "parts").glob("*.json")} == set(PARTS)
+    assert content["provenance"]["versions"]["torch"] and content["subject"]["point"]["name"] == "fast"
+    ran = [name for name, found in content["parts"].items() if "found" in found]
+    assert set(ran) >= set(PARTS) - {"robustness"}
+    assert content["patches"]["seen_in_training"] == 36 and content["patches"]["once"] == 48
+
+
+def test_the_page_is_one_file_that_says_what_to_look_for(folder: Path) -> None:
+    text = (folder / "audit.html").read_text(encoding="utf-8")
+    assert "Seen in training: 36 of 48 patches" in text
+    content = read_json(folder / "audit.json")
+    for name in PARTS:
+        assert part(name).TITLE.replace("&", "&amp;") in text
+        if "found" in content["parts"][name]:
+            assert re.search(r"[Gg]ood is|[Gg]ood are|which is good", part(name).TEXT)
+    assert "<script" not in text and not re.search(r"https?://|src=\"(?!data:)", text)
+    assert "nan" not in re.sub(r"<[^>]*>", " ", text).casefold().split()
+
+
+def test_the_same_command_measures_nothing_again(folder: Path, drawn: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (folder / "parts").glob("*.json")}
+    said: list[str] = []
+    found = audit(drawn.bundle, drawn.table, folder, only=["domains", "cost"], say=said.append)
+    assert said == [] and set(found.parts) >= {"domains", "cost"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # another limit is another measurement, of the parts that were asked for alone
+    found = audit(drawn.bundle, drawn.table, folder, ["calibration"], settings=Settings(limit=24), say=said.append)
+    assert [line.split()[0] for line in said] == ["calibration"] and set(found.parts) == {"calibration"}
+
+
+def test_a_run_is_answered_out_of_fold_and_a_part_that_cannot_run_says_why(drawn: Any, tmp_path: Path) -> None:
+    found = audit(drawn.run, drawn.table, tmp_path / "a", only=["domains", "leakage", "calibration"])
+    assert found.about["patches"]["seen_in_training"] == 0
+    page = (tmp_path / "a" / "audit.html").read_text(encoding="utf-8")
+    assert "Seen in training" not in page and "not calibrated" in page
+    assert "Not run" in page and "Cost: not asked for" in page
+
+
+def test_thresholds_of_unseen_domains_come_from_the_run(drawn: Any, tmp_path: Path) -> None:
+    found = audit(drawn.run, drawn.table, tmp_path / "a", only=["domains"]).parts["domains"]["found"]
+    assert {row["domain"] for row in found["thresholds"]["domains"]} == {"T0 | S0", "T0 | S1", "T1 | S0", "T1 | S1"}
+
+
+def test_a_table_without_scanners_leaves_out_what_needs_them(
+    tiny_bundle: Path, tiny_table: Any, tmp_path: Path
+) -> None:
+    table = tiny_table.root / "patches.csv"
+    found = audit(tiny_bundle, table, tmp_path / "a", only=["leakage", "robustness", "domains", "low_data"])
+    assert "no confounder can be asked for" in found.parts["leakage"]["not_run"]
+    assert "no row has both label and scanner" in found.parts["leakage"]["not_run"].replace("\n", " ")
+    assert "not_run" in found.parts["robustness"] and "found" in found.parts["domains"]
+    assert "not run: " in found.text()
+
+
+def test_what_cannot_be_audited(drawn: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"unknown part: simmetry\n.*did you mean symmetry\?"):
+        audit(drawn.bundle, drawn.table, tmp_path, only=["simmetry"])
+    assert command(["audit", str(drawn.table), str(drawn.bundle), "-o", str(tmp_path)]) == 2
+    assert "swapped" in capsys.readouterr().err
+    lines = drawn.table.read_text().splitlines()
+    normal = [line for line in lines[1:] if line.split(",")[lines[0].split(",").index("label")] == "0"]
+    one = drawn.table.with_name("normal.csv")
+    one.write_text("\n".join([lines[0], *normal]))
+    with pytest.raises(DataError, match="all 32 patches are normal"):
+        audit(drawn.bundle, one, tmp_path)
+
+
+def test_json_on_the_command_line(drawn: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["audit", str(drawn.blend), str(drawn.table), "-o", str(tmp_path / "a"), "--only", "cost", "--json"]
+    assert command(words) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["parts"]["cost"]["found"]["out_of_fold"] is True
+    assert f"wrote {tmp_path / 'a' / 'audit.html'}" in printed.err
