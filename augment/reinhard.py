@@ -1,11 +1,17 @@
-"""Reinhard's transfer of colour statistics, and the stain-normalised view. numpy alone: the container runs it too."""
+"""Reinhard's transfer of colour statistics, and the stain-normalised view. The container runs it too."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from midog.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Patch = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -63,6 +69,49 @@ def reinhard(image: Patch, mean: ArrayLike, std: ArrayLike) -> Patch:
 def normalise(patches: Patch) -> Patch:
     """The stain-normalised view: each of (n, h, w, 3) uint8 RGB patches with the statistics of `TYPICAL`."""
     return np.stack([reinhard(patch, *TYPICAL) for patch in patches]) if len(patches) else patches
+
+
+def reinhard_pixels(x: Tensor, mean: Sequence[float] = TYPICAL[0], std: Sequence[float] = TYPICAL[1]) -> Tensor:
+    """`reinhard` for a batch of tensors, with gradients: what a network may be given (`midog.models.harmonise`).
+
+    Args:
+        x: (n, 3, h, w) float RGB in 0…1. mean, std: three numbers each.
+
+    Returns: the same shape, dtype and device, in 0…1, not rounded to grey levels; nothing waits for the device.
+    """
+    import torch
+
+    tissue = (x > 0).any(dim=1, keepdim=True)
+    count = tissue.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+    red, green, blue = _lab_curve(_mix(linear, TO_WHITE))
+    own = (116 * green - 16, 500 * (red - green), 200 * (green - blue))
+    lab = []
+    for channel, wanted, spread in zip(own, mean, std, strict=True):
+        centre = (channel * tissue).sum(dim=(2, 3), keepdim=True) / count
+        variance = (((channel - centre) ** 2) * tissue).sum(dim=(2, 3), keepdim=True) / count
+        # Less than a thousandth is rounding: one pixel of one grey level already makes two.
+        gain = torch.where(variance > 1e-6, spread / variance.clamp_min(1e-6).sqrt(), 0.0)
+        lab.append((channel - centre) * gain + wanted)
+    y = (lab[0] + 16) / 116
+    f = torch.cat([y + lab[1] / 500, y, y - lab[2] / 200], dim=1)
+    linear = torch.where(f > KNEE, f.clamp_min(KNEE) ** 3, 3 * KNEE**2 * (f - 4 / 29))
+    linear = torch.cat(_mix(linear, FROM_WHITE), dim=1).clamp(0, 1)
+    rgb = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+    return torch.where(tissue, rgb, x)
+
+
+def _mix(x: Tensor, matrix: Floats) -> list[Tensor]:
+    """The channels (n, 1, h, w) of a matrix times the colours; its numbers need no copy to the device."""
+    red, green, blue = (x[:, c : c + 1] for c in range(3))
+    return [float(a) * red + float(b) * green + float(c) * blue for a, b, c in matrix]
+
+
+def _lab_curve(channels: list[Tensor]) -> list[Tensor]:
+    import torch
+
+    knee = KNEE**3
+    return [torch.where(x > knee, x.clamp_min(knee) ** (1 / 3), x / (3 * KNEE**2) + 4 / 29) for x in channels]
 
 
 def rgb_to_lab(pixels: Patch) -> Floats:

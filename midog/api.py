@@ -175,15 +175,18 @@ def load_bundle(path: Path | str = "default", use: str = "full") -> Bundle:
     return bundle.open_bundle(path, use=use)
 
 
-def pack_bundle(blend: Path | str, out: Path | str, pretrained: Path | str | None = None) -> Path:
+def pack_bundle(
+    blend: Path | str, out: Path | str, pretrained: Path | str | None = None, accept: Sequence[str] = ()
+) -> Path:
     """Write the bundle of a blend: everything inference needs and its model card, byte-identical when repeated.
 
-    `pretrained` is where the backbones' weights lie, as in training; None takes them from MIDOG_WEIGHTS.
+    `pretrained` is where the backbones' weights lie, as in training; None takes them from MIDOG_WEIGHTS. `accept` names
+    backbones whose licence binds whoever passes the bundle on: without it, such a bundle is refused with the terms.
     """
     from midog import bundle
     from midog.report.card import model_card
 
-    return bundle.pack(Path(blend), Path(out), pretrained, model_card(blend))
+    return bundle.pack(Path(blend), Path(out), pretrained, model_card(blend), accept)
 
 
 def member_features(run: Path | str, fold: int = 0, pretrained: Path | str | None = None) -> Features:

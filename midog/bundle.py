@@ -46,11 +46,17 @@ nominal 0.25 µm/px is 0.248 to 0.252)."""
 Images = Sequence[NDArray[np.uint8] | None]
 
 
-def pack(blend_folder: Path | str, out: Path | str, weights: Path | str | None = None, card: str = "") -> Path:
+def pack(
+    blend_folder: Path | str,
+    out: Path | str,
+    weights: Path | str | None = None,
+    card: str = "",
+    accept: Sequence[str] = (),
+) -> Path:
     """Write the bundle of a blend, byte-identical when repeated; see `packing.pack_blend`."""
     from midog.packing import pack_blend
 
-    return pack_blend(blend_folder, out, None if weights is None else Path(weights), card)
+    return pack_blend(blend_folder, out, None if weights is None else Path(weights), card, accept)
 
 
 def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bundle:

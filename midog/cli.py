@@ -107,11 +107,15 @@ def bundle(
     blend: Annotated[Path, typer.Argument(help="A blend folder.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The bundle to write.")] = Path("model.tar.gz"),
     pretrained: Pretrained = None,
+    accept_licence: Annotated[
+        list[str] | None,
+        typer.Option("--accept-licence", metavar="BACKBONE", help="Keep to the terms of a licence that binds."),
+    ] = None,
 ) -> None:
     """Pack everything inference needs into one archive, byte-identical when repeated."""
     from midog import api
 
-    written = api.pack_bundle(blend, out, pretrained)
+    written = api.pack_bundle(blend, out, pretrained, accept_licence or ())
     wrote(written, next_command=f"midog predict {written} patches.csv -o out.csv")
 
 

@@ -6,6 +6,7 @@ and those of split `test`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ def member_features(
     from midog.models.backbones import empty_backbone
     from midog.models.classifier import Classifier, pretrained_state
     from midog.models.features import pooled_features
+    from midog.models.heads.linear import Linear
     from midog.models.inference import Inference
     from midog.models.network import Network
     from midog.training.identity import pretrained_identity
@@ -63,7 +65,7 @@ def member_features(
     table = run.table().subset(unseen)
     pixels = open_pixels(table)
     state = pretrained_state(network, pretrained)
-    frozen = Classifier(network, empty_backbone(network.backbone))
+    frozen = Classifier(replace(network, head=Linear()), empty_backbone(network.backbone))
     frozen.backbone.load_state_dict(state)
     arrays = {"frozen": pooled_features(frozen, pixels, device, label="frozen")}
     del frozen

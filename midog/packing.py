@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.blend import BLEND_FILE, Blend, BlendMember, read_blend
 from midog.archive import CARD_FILE, MANIFEST_FILE, manifest_bytes, write_archive
-from midog.errors import DataError, UsageError, WeightsError
+from midog.errors import DataError, UsageError, WeightsError, unknown
 from midog.files import SCHEMA_VERSION, lock, read_json, sha256_bytes, sha256_file
 from midog.progress import track
 from midog.run import Run, open_run
@@ -44,7 +44,13 @@ class Placed:
     folds: dict[str, str]
 
 
-def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None = None, card: str = "") -> Path:
+def pack_blend(
+    blend_folder: Path | str,
+    out: Path | str,
+    weights: Path | None = None,
+    card: str = "",
+    accept: Sequence[str] = (),
+) -> Path:
     """Write the bundle of a blend; the same blend gives the same bytes. Whole or absent.
 
     Args:
@@ -52,14 +58,18 @@ def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None =
         out: the archive, `.tar.gz`: the platform takes nothing else.
         weights: folder or file of pretrained weights, where a backbone's are not in MIDOG_WEIGHTS.
         card: the model card, Markdown; "" leaves it out.
+        accept: names of backbones whose licence binds who passes them on (`records.pathology.BOUND`) and is accepted.
 
-    Raises: DataError for a blend or run that is incomplete; WeightsError for a fold model that changed since it was
-        blended, or pretrained weights that are missing or not those it was trained from; MidogError for a full disk.
+    Raises: UsageError where a licence is not accepted, and for a case aggregator; DataError for a blend or run that is
+        incomplete; WeightsError for a fold model that changed since it was blended, or pretrained weights that are
+        missing or not those it was trained from; MidogError for a full disk.
     """
     out = Path(out)
     if not out.name.endswith(".tar.gz"):
         raise UsageError(f"a bundle's name ends in .tar.gz: {out}", f"-o {out.name.split('.')[0] or 'model'}.tar.gz")
+    _refuse_aggregator(Path(blend_folder))
     blend = read_blend(blend_folder)
+    accepted = _check_licences(blend.members, accept)
     runs = {run: open_run(run) for run in sorted({member.run for member in blend.members})}
     _check_folds(blend)
     names = _folder_names(blend.members)
@@ -79,6 +89,7 @@ def pack_blend(blend_folder: Path | str, out: Path | str, weights: Path | None =
         contents |= {name: Path(item.member.folds[k]["path"]) for item in placed for k, name in item.folds.items()}
         contents = dict(sorted(contents.items()))
         manifest = _manifest(blend, Path(blend_folder), placed, runs, contents)
+        manifest |= {"accepted_licences": accepted} if accepted else {}
         # The manifest comes first, so that it can be read without unpacking what follows.
         written = write_archive(staging / out.name, {MANIFEST_FILE: manifest_bytes(manifest), **contents})
         return written.replace(out)
@@ -97,6 +108,43 @@ def _staging(out: Path) -> Iterator[Path]:
         lock(Path(name) / LOCK, "another process is bundling"),
     ):
         yield Path(name)
+
+
+def _refuse_aggregator(path: Path) -> None:
+    from midog.models.weights import TensorFile
+
+    if path.is_file() and path.suffix == ".safetensors" and TensorFile(path).about.get("content") == "case aggregator":
+        raise UsageError(
+            f"{path} answers for whole cases; the platform asks page by page and never says which pages are one case's",
+            "bundle the blend of its patch members; the aggregator stays a tool for tables with cases",
+        )
+
+
+def _check_licences(members: Sequence[BlendMember], accept: Sequence[str]) -> dict[str, str]:
+    """Backbone → licence for those that were accepted and had to be.
+
+    Raises: UsageError for one that was not, and for a name that needs no acceptance.
+    """
+    from midog.models.network import Network
+    from midog.models.records.pathology import BOUND
+
+    bound: dict[str, str] = {}
+    for member in members:
+        network = Network.from_dict(member.network)
+        if network.pretrained != "random" and network.backbone.licence in BOUND:
+            bound[network.backbone.name] = network.backbone.licence
+    for name in accept:
+        if not bound:
+            raise UsageError(f"no member's licence asks to be accepted, {name} neither", "leave out --accept-licence")
+        if name not in bound:
+            raise unknown("backbone to accept the licence of", name, bound)
+    refused = {name: licence for name, licence in bound.items() if name not in accept}
+    if refused:
+        lines = [f"{name}: {licence}: {BOUND[licence]}" for name, licence in sorted(refused.items())]
+        fix = " ".join(f"--accept-licence {name}" for name in sorted(refused))
+        problem = "a bundle carries weights whose licence binds whoever passes it on"
+        raise UsageError(problem, f"keep to these terms and add {fix}; or blend without the member", lines)
+    return dict(sorted(bound.items()))
 
 
 def _check_folds(blend: Blend) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 Where = Callable[[tuple[str, ...]], str]
 
-SECTIONS = ("image", "augment", "start", "tune", "head", "training")
+SECTIONS = ("image", "harmonise", "augment", "start", "tune", "head", "auxiliary", "training")
+MAY_BE_OFF = ("harmonise", "start", "auxiliary")
 MEMBER_KEYS = ("backbone", "pretrained", *SECTIONS)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 OFF = "off"
@@ -157,6 +158,7 @@ def _members(problems: Problems, value: Any) -> dict[str, dict[str, Any]]:
 def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping[str, Any], seed: int) -> Member | None:
     from midog.models.backbones import find_backbone
     from midog.models.preprocess import input_size
+    from midog.models.records.pathology import DERIVED_NAMES
     from midog.training.member import Member, network_of
 
     _check_names(problems, f"members.{name}", own, MEMBER_KEYS)
@@ -176,11 +178,15 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
         return None
     backbone = dict(backbone) if isinstance(backbone, Mapping) else backbone
     try:
-        find_backbone(backbone)
+        record = find_backbone(backbone)
     except MidogError as error:
         problems.add_error(where(("backbone",)), error)
         return None
-    if None in (value for key, value in sections.items() if key != "start"):
+    begins = DERIVED_NAMES.get(record.licence, "") if pretrained != "random" else ""
+    if not name.startswith(begins):
+        asked = f"the licence of {record.name} asks that a model derived from it has a name beginning with {begins}"
+        problems.add(f"members.{name}", asked, f"members: {{{begins}-lora: {{backbone: {record.name}}}}}")
+    if None in (value for key, value in sections.items() if key not in MAY_BE_OFF):
         return None
     member = Member(name=name, backbone=backbone, pretrained=pretrained, seed=seed, **sections)
     try:
@@ -193,10 +199,12 @@ def _member(problems: Problems, name: str, each: Mapping[str, Any], own: Mapping
 
 
 def _sections(problems: Problems, content: Mapping[str, Any], where: Where) -> dict[str, Any]:
-    """The typed sections of a member (or of `each`); None where one does not fit, and for a start that is off."""
-    from midog.models.heads.linear import HEADS
+    """The typed sections of a member (or of `each`); None where one does not fit, and for what is off."""
+    from midog.models.harmonise import HARMONISERS
+    from midog.models.heads.kinds import HEADS
     from midog.models.preprocess import Image
     from midog.models.tuning import TUNES
+    from midog.training.auxiliary_settings import AUXILIARIES
     from midog.training.member import Training
     from midog.training.start_settings import STARTS
 
@@ -206,10 +214,12 @@ def _sections(problems: Problems, content: Mapping[str, Any], where: Where) -> d
     words = {key: _section(problems, content, key, where) for key in SECTIONS}
     return {
         "image": check_settings(problems, Image, words["image"], inside("image")),
+        "harmonise": check_kind(problems, HARMONISERS, words["harmonise"], inside("harmonise")),
         "augment": _augment(problems, words["augment"], inside("augment")),
         "start": check_kind(problems, STARTS, words["start"], inside("start")),
         "tune": check_kind(problems, TUNES, words["tune"], inside("tune")),
         "head": check_kind(problems, HEADS, words["head"], inside("head")),
+        "auxiliary": check_kind(problems, AUXILIARIES, words["auxiliary"], inside("auxiliary")),
         "training": check_settings(problems, Training, words["training"], inside("training")),
     }
 

@@ -12,7 +12,15 @@ from midog.settings import Problems
 from midog.yaml import parse_yaml
 
 TOP_KEYS = ("from", "folds", "seed", "each", "members", "blend")
-DEFAULT_KINDS = {"augment": "paper", "start": "off", "tune": "lora", "head": "linear", "blend": "tuned"}
+DEFAULT_KINDS = {
+    "harmonise": "off",
+    "augment": "paper",
+    "start": "off",
+    "tune": "lora",
+    "head": "linear",
+    "auxiliary": "off",
+    "blend": "tuned",
+}
 """Sections of which a bare word names the kind, and the kind they have when none is named."""
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOG, START_LOG = "log.jsonl", "start.jsonl"
 LAST, START = "last.safetensors", "start.safetensors"
+MAPS = "maps.json"
+"""What a head makes of patches that it never saw, for the report; only some heads have it."""
 CHECKPOINTS = (LAST, START)
 """What a fold folder holds until it is done: of its training, and of the start before it."""
 

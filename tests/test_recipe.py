@@ -135,6 +135,36 @@ members:
     assert all(member.start is None for member in load_recipe("paper").members.values())
 
 
+def test_an_auxiliary_loss_is_off_by_default_and_switched_by_a_word(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+each: {pretrained: random, backbone: test_vit, auxiliary: {kind: domain_adversarial, weight: 0.2}}
+members:
+  a: {}
+  b: {auxiliary: {confounder: tumour}}
+  c: {auxiliary: off}
+  d: {auxiliary: scanner_contrast}
+""",
+    )
+    recipe = load_recipe(path)
+    a, b, c, d = (recipe.members[name].auxiliary for name in "abcd")
+    assert (a.weight, a.confounder, b.weight, b.confounder) == (0.2, "scanner", 0.2, "tumour")
+    assert c is None and resolved(recipe)["members"]["c"]["auxiliary"] == "off"
+    assert (d.kind, d.mode, d.weight, d.tau, d.width) == ("scanner_contrast", "pseudo", 0.1, 0.1, 96)
+    assert resolved(load_recipe(write(tmp_path, yaml_text(resolved(recipe))))) == resolved(recipe)
+    assert all(member.auxiliary is None for member in load_recipe("paper").members.values())
+
+
+def test_scanners_are_made_alike_where_a_word_says_so(tmp_path: Path) -> None:
+    text = "each: {pretrained: random, backbone: test_vit, harmonise: macenko}\nmembers: {a: {}, b: {harmonise: off}}"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.members["a"].harmonise.kind == "macenko" and recipe.members["b"].harmonise is None
+    assert recipe.plain["members"]["b"]["harmonise"] == "off"
+    assert resolved(load_recipe(write(tmp_path, yaml_text(resolved(recipe))))) == resolved(recipe)
+    assert all(member.harmonise is None for member in load_recipe("paper").members.values())
+
+
 def test_from_starts_from_a_shipped_recipe_and_members_can_be_dropped(tmp_path: Path) -> None:
     text = "from: paper\neach: {training: {epochs: 5}}\nmembers: {virchow: off, uni: {training: {lr: 5e-5}}}\n"
     recipe = load_recipe(write(tmp_path, text))
@@ -226,6 +256,33 @@ BAD = [
         "  virchow2: {start: {kind: distil, teacher: uni}}",
         "members.virchow.start.teacher: learns from itself by way of virchow2, uni",
     ),
+    (
+        "members: {uni: {auxiliary: domain_adversarail}}",
+        "members.uni.auxiliary.kind: no kind domain_adversarail; did you mean domain_adversarial?",
+    ),
+    ("members: {uni: {auxiliary: {weight: 1}}}", "members.uni.auxiliary.weight: the kind is off"),
+    (
+        "members: {uni: {auxiliary: {kind: domain_adversarial, confouder: scanner}}}",
+        "members.uni.auxiliary.confouder: did you mean confounder?",
+    ),
+    (
+        "members: {uni: {auxiliary: {kind: domain_adversarial, confounder: scaner}}}",
+        "members.uni.auxiliary: unknown auxiliary.confounder: scaner; did you mean scanner?",
+    ),
+    (
+        "members: {uni: {auxiliary: {kind: scanner_contrast, mode: pseud}}}",
+        "members.uni.auxiliary: unknown auxiliary.mode: pseud; did you mean pseudo?",
+    ),
+    (
+        "members: {uni: {auxiliary: {kind: scanner_contrast, mode: paired}}}",
+        "members.uni.auxiliary: auxiliary.mode is paired, auxiliary.pairs is empty",
+    ),
+    (
+        "each: {auxiliary: {kind: scanner_contrast, tau: small}}\nmembers: {uni: {}}",
+        'each.auxiliary.tau: "small" is not a number',
+    ),
+    ("members: {uni: {harmonise: makenko}}", "members.uni.harmonise.kind: no kind makenko; did you mean macenko?"),
+    ("members: {uni: {harmonise: {kind: reinhard, mean: 3}}}", "members.uni.harmonise.mean: unknown key"),
     (MICRO + "blend: {trails: 3}", "blend.trails: did you mean trials?"),
     ("members: {uni: {}}\nblend: {fold_models: {unni: 1}}", "blend.fold_models.unni: did you mean uni?"),
     (MICRO + "blend: {fold_models: {a: 0}}", "blend: blend fold_models a: 0"),

@@ -29,19 +29,20 @@ def as_tensor(patches: Patches) -> Tensor:
 
 def victim_of(subject: Subject, member: Member) -> Victim:
     """The member's first fold model as attacks see it: it resizes and normalises inside, with gradients."""
-    from midog.models.heads.linear import pool_features
     from midog.models.preprocess import prepare_pixels
     from midog.robustness.attack_report import Victim
 
     model = subject.single(member).eval()
     network = model.network
 
+    def seen(x: Tensor) -> Tensor:
+        return prepare_pixels(x, network.image, network.backbone, network.harmonise)
+
     def encode(x: Tensor) -> Tensor:
-        seen = prepare_pixels(x, network.image, network.backbone).contiguous(memory_format=model.format)
-        return pool_features(model.backbone, seen, network.backbone.pooling)
+        return model.features(seen(x))
 
     def logit(x: Tensor) -> Tensor:
-        found: Tensor = model(prepare_pixels(x, network.image, network.backbone))
+        found: Tensor = model(seen(x))
         return found
 
     return Victim(logit, encode, subject.threshold(member))

@@ -126,7 +126,7 @@ def _precision(resources: Resources) -> str:
 
 
 def _epoch(member: Member, fold: FoldPatches, resources: Resources, machine: Machine) -> Epoch:
-    classifier, state = start(member, None, resources, 0)
+    classifier, state = start(member, None, resources, 0, pairing=fold.pairing)
     memory = Memory(classifier, machine.part, machine.checkpointing)
     if machine.compile:
         classifier.compile()  # type: ignore[no-untyped-call]

@@ -22,7 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from midog.files import sha256_json
 from midog.models.backbones import build_backbone, find_backbone, list_backbones
-from midog.models.heads.linear import Head, build_head, feature_width, pool_features
+from midog.models.heads.base import HeadModule
+from midog.models.heads.kinds import Head, build_head
+from midog.models.heads.linear import pool, token_rows
 from midog.models.network import Network
 from midog.models.preprocess import input_size, prepare
 from midog.models.tuning import (
@@ -31,6 +33,7 @@ from midog.models.tuning import (
     is_added,
     plain_name,
     trained_names,
+    untuned,
 )
 from midog.models.weights import write_tensors
 
@@ -58,7 +61,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.backbone = backbone
-        self.head = build_head(network.head, feature_width(backbone, network.backbone.pooling))
+        self.head: HeadModule = build_head(network, backbone)
         # Convolutions on a processor and on tensor cores are two to three times faster with channels last.
         self.format = torch.contiguous_format if network.backbone.patch else torch.channels_last
         self.backbone.to(memory_format=self.format)  # type: ignore[call-overload]
@@ -68,14 +71,52 @@ class Classifier(nn.Module):
         """True where the backbone is no longer the pretrained one: a fold model's file then holds all of it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=self.format)
-        logits: Tensor = self.head(pool_features(self.backbone, x, self.network.backbone.pooling))
+        logits: Tensor = self.head(self.look(x))
         return logits
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, 3, s, s) float to (n, width) pooled features, whatever the head is given."""
+        return pool(self.backbone, self._see(x), self.network.backbone.pooling)
+
+    def look(self, x: Tensor) -> Tensor:
+        """(n, 3, s, s) float to what the head needs: pooled features, or tokens."""
+        seen = self._see(x)
+        if self.head.needs == "tokens":
+            return token_rows(self.backbone, seen)
+        return pool(self.backbone, seen, self.network.backbone.pooling)
+
+    def features_and_look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in one pass: pooled features, and what the head needs."""
+        seen = self._see(x)
+        features = pool(self.backbone, seen, self.network.backbone.pooling)
+        return features, token_rows(self.backbone, seen) if self.head.needs == "tokens" else features
+
+    def _see(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=self.format)
+        seen: Tensor = self.backbone.forward_features(x)  # type: ignore[operator]
+        return seen
+
+    def answer(self, x: Tensor, targets: Tensor, given: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(n, 3, s, s) float and targets (n,) to logits (n,) and the head's own loss terms; see `HeadModule.answer`.
+        `given` is what `look` makes of x, where that is known."""
+        frozen = self.look_untuned(x) if self.head.wants_frozen else None
+        return self.head.answer(self.look(x) if given is None else given, targets, frozen)
+
+    @torch.no_grad()
+    def look_untuned(self, x: Tensor) -> Tensor:
+        """As `look`, without adapters and dropout."""
+        self.backbone.eval()
+        try:
+            with untuned(self.backbone):
+                return self.look(x)
+        finally:
+            self.train(self.training)
 
     def prepare(self, patches: NDArray[np.uint8] | Tensor) -> Tensor:
         """(n, 128, 128, 3) uint8 RGB, an array or a tensor, to (n, 3, s, s) float32 on this network's device."""
         device = next(self.head.parameters()).device
-        return prepare(patches, self.network.image, self.network.backbone, device)
+        network = self.network
+        return prepare(patches, network.image, network.backbone, device, network.harmonise)
 
     def train(self, mode: bool = True) -> Classifier:
         """As ever, but batch norms whose parameters are frozen keep their pretrained statistics."""
@@ -89,21 +130,27 @@ class Classifier(nn.Module):
 
 Begin = Callable[[nn.Module], Mapping[str, Tensor] | None]
 """Changes a pretrained backbone in place before anything is frozen; returns a state for the head, or None."""
+Measure = Callable[[nn.Module], Mapping[str, Tensor]]
+"""Buffers of the head by name, as the backbone says before it is tuned; leaves it as it is."""
 
 
-def build_classifier(network: Network, weights: Path | None = None, begin: Begin | None = None) -> Classifier:
+def build_classifier(
+    network: Network, weights: Path | None = None, begin: Begin | None = None, measure: Measure | None = None
+) -> Classifier:
     """A classifier ready for training: pretrained, adapters or prompts injected, the rest frozen and rounded.
 
     Args:
         network: What to build. With `pretrained: random` the same seed gives the same bytes.
         weights: Folder (or file) of pretrained weights; see `weights.find_weights`.
         begin: What happens to the backbone before it is tuned, such as a start.
+        measure: What the head takes from the backbone as it is then, such as prototypes.
 
     Raises: UsageError for settings that do not fit the backbone; WeightsError for missing or foreign weights.
     """
     input_size(network.image, network.backbone)
     backbone = build_backbone(network.backbone, network.pretrained, network.seed, weights)
     head = begin(backbone) if begin is not None else None
+    measured = measure(backbone) if measure is not None else {}
     trained = trained_names(backbone, network.tune)
     pretrained = {}
     with torch.no_grad():
@@ -120,6 +167,8 @@ def build_classifier(network: Network, weights: Path | None = None, begin: Begin
     classifier = Classifier(network, backbone)
     if head is not None:
         classifier.head.load_state_dict(head)
+    for name, value in measured.items():
+        classifier.head.get_buffer(name).copy_(value)
     classifier.whole = begin is not None
     classifier.pretrained = {} if classifier.whole else pretrained
     return classifier.train()

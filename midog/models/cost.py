@@ -238,7 +238,6 @@ def _skeleton(network: Network) -> Classifier:
 def _counted(key: str, batch: int, dtype: torch.dtype, training: bool, checkpointing: bool) -> Counted:
     import torch
 
-    from midog.models.heads.linear import pool_features
     from midog.models.meter import LikeCuda, Meter
     from midog.models.network import Network
     from midog.models.preprocess import input_size
@@ -252,7 +251,9 @@ def _counted(key: str, batch: int, dtype: torch.dtype, training: bool, checkpoin
     with torch.random.fork_rng(devices=[]), Meter() as meter, LikeCuda(dtype), torch.set_grad_enabled(training):
         for tensor in (x, *classifier.parameters(), *classifier.buffers()):
             meter.watch(tensor)
-        features = pool_features(backbone, x, network.backbone.pooling)
+        if training and classifier.head.wants_frozen:
+            classifier.look_untuned(x)
+        features = classifier.look(x)
         if features.requires_grad:
             # Not `Tensor.backward`, which would leave LikeCuda, and checkpointing computes the forward again in there.
             torch.autograd.backward(features.float().sum())

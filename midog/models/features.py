@@ -1,4 +1,4 @@
-"""Feature vectors of many patches: what a network's head is given."""
+"""Feature vectors of many patches, pooled, as a linear head is given them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from midog.models.heads.linear import pool_features
 from midog.models.predict import autocast, pick_device, pick_precision
 from midog.progress import steps
 
@@ -41,9 +40,8 @@ def pooled_features(
         with steps(label, len(patches)) as step, torch.inference_mode():
             for start in range(0, len(patches), BATCH):
                 x = model.prepare(np.asarray(patches[np.arange(start, min(start + BATCH, len(patches)))]))
-                x = x.contiguous(memory_format=model.format)
                 with autocast(x.device, dtype):
-                    pooled = pool_features(model.backbone, x, model.network.backbone.pooling)
+                    pooled = model.features(x)
                 parts.append(pooled.float().cpu().numpy())
                 for _ in range(len(x)):
                     step("")

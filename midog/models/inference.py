@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from midog.errors import UsageError, WeightsError
 from midog.models.backbones import empty_backbone
 from midog.models.classifier import BACKBONE, HEAD, Classifier
-from midog.models.heads.linear import build_head, feature_width
+from midog.models.harmonise import CombatFeatures
+from midog.models.heads.base import HeadModule
+from midog.models.heads.combat import CombatHead
+from midog.models.heads.kinds import build_head
+from midog.models.heads.linear import Linear, feature_width
 from midog.models.network import Network
 from midog.models.prompts import Prompts, insert_prompts
 from midog.models.tuning import ADAPTER_PARTS, Lora, Tune, added_tensors, is_added, merge_adapter
@@ -37,6 +42,8 @@ class Inference:
             self.base = backbone_file or {}
         else:
             self.base = TensorFile(backbone_file)
+        # Any head will do until a fold file brings its own.
+        network = replace(network, head=Linear())
         self._module = Classifier(network, empty_backbone(network.backbone)).requires_grad_(False).eval().to(device)
         self._plain: set[str] = set()  # names that hold their pretrained bytes at this moment
         self._remove_prompts: Callable[[], None] | None = None
@@ -62,7 +69,7 @@ class Inference:
         backbone = self._module.backbone
         stored = {name.removeprefix(BACKBONE) for name in fold.names if name.startswith(BACKBONE)}
         adapted = {name.rpartition(".")[0] for name in stored if name.endswith(".lora_A")}
-        head = build_head(network.head, feature_width(backbone, network.backbone.pooling))
+        head = self._head(fold, network)
         self._check(fold, stored, adapted, head, network)
         self._ready = False
         self._fit_prompts(network.tune)
@@ -106,11 +113,22 @@ class Inference:
             raise WeightsError(f"{fold.path} is a fold model on {network.backbone.name}, not on {built.name}")
         return network
 
+    def _head(self, fold: TensorFile, network: Network) -> HeadModule:
+        backbone = self._module.backbone
+        shapes = {name.removeprefix(HEAD): fold.shape(name) for name in fold.names if name.startswith(HEAD)}
+        try:
+            head = build_head(network, backbone, shapes)
+        except UsageError as error:
+            raise WeightsError(f"{fold.path} is no fold model of this project ({error.problem})") from error
+        if "gamma" in shapes and isinstance(network.harmonise, CombatFeatures):
+            head = CombatHead(head, shapes["gamma"][0], feature_width(backbone, network.backbone.pooling))
+        return head
+
     def _adapter(self, fold: TensorFile, module: str, device: torch.device) -> dict[str, Tensor]:
         parts = [part for part in ADAPTER_PARTS if f"{BACKBONE}{module}.{part}" in fold]
         return {part: fold[f"{BACKBONE}{module}.{part}"].to(device, torch.float32) for part in parts}
 
-    def _check(self, fold: TensorFile, stored: set[str], adapted: set[str], head: nn.Module, network: Network) -> None:
+    def _check(self, fold: TensorFile, stored: set[str], adapted: set[str], head: HeadModule, network: Network) -> None:
         """Every name and shape, before anything is written."""
         backbone = self._module.backbone
         state = {name: value for name, value in backbone.state_dict().items() if not is_added(name)}

@@ -115,12 +115,19 @@ class Piece:
 
 
 def prefixes(names: Iterable[str], recorded: str) -> tuple[str, ...]:
-    """Where a file may keep the vision tower: under the recorded prefix if it occurs, then under those in its names."""
+    """Where a file may keep the vision tower: under the recorded prefix if it occurs, then under those in its names.
+
+    A recorded prefix picks one network of several: where it occurs no other will do; where it does not, the file has a
+    single tower, or one under a longer prefix that ends in it.
+    """
     names = list(names)
     shown = {name.removesuffix(ending) for name in names for ending in PATCHES if name.endswith(ending)}
     # A training checkpoint may hold both networks of a self-distillation; the teacher is the one that authors use.
     ordered = sorted(shown, key=lambda prefix: ("student" in prefix, prefix))
-    if any(name.startswith(recorded) for name in names):
+    occurs = any(name.startswith(recorded) for name in names)
+    if recorded and (occurs or (len(shown) > 1 and not any(prefix.endswith(recorded) for prefix in shown))):
+        return (recorded,)
+    if occurs:
         ordered.insert(0, recorded)
     return tuple(dict.fromkeys([*ordered, recorded]))
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from midog.errors import unknown
+from midog.errors import UsageError, unknown
 from midog.models.backbones import Backbone, find_backbone
-from midog.models.heads.linear import HEADS, Head, Linear
+from midog.models.harmonise import HARMONISERS, CombatFeatures, Harmonise
+from midog.models.heads.kinds import HEADS, Head, check_head
+from midog.models.heads.linear import Linear
 from midog.models.preprocess import Image
 from midog.models.tuning import TUNES, Full, Tune
 
@@ -24,6 +26,14 @@ class Network:
     tune: Tune = field(default_factory=Full)
     head: Head = field(default_factory=Linear)
     seed: int = 0
+    harmonise: Harmonise | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.harmonise, CombatFeatures) and self.head.kind != "linear":
+            raise UsageError(
+                f"harmonise: combat fits a linear head again, and the head is {self.head.kind}", "head: linear"
+            )
+        check_head(self.head, self.tune)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back equal."""
@@ -34,6 +44,8 @@ class Network:
             "tune": _plain(self.tune),
             "head": _plain(self.head),
             "seed": self.seed,
+            # Absent where it is off: such fold models stay what they were before there was any.
+            **({"harmonise": _plain(self.harmonise)} if self.harmonise is not None else {}),
         }
 
     @classmethod
@@ -47,6 +59,7 @@ class Network:
             tune=_by_kind("tune", TUNES, content.get("tune", {"kind": "full"})),
             head=_by_kind("head", HEADS, content.get("head", {"kind": "linear"})),
             seed=int(content.get("seed", 0)),
+            harmonise=_by_kind("harmonise", HARMONISERS, content["harmonise"]) if "harmonise" in content else None,
         )
 
 
@@ -67,8 +80,8 @@ def _settings(what: str, kind: type[Any], content: Mapping[str, Any]) -> Any:
     return kind(**content)
 
 
-def _by_kind(what: str, kinds: Mapping[str, type[Any]], content: Mapping[str, Any]) -> Any:
+def _by_kind(what: str, kinds: Mapping[str, type[Any] | None], content: Mapping[str, Any]) -> Any:
     kind = str(content.get("kind", ""))
-    if kind not in kinds:
+    if (settings := kinds.get(kind)) is None:
         raise unknown(f"{what}.kind", kind, kinds)
-    return _settings(what, kinds[kind], content)
+    return _settings(what, settings, content)

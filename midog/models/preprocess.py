@@ -1,6 +1,7 @@
 """THE way from pixels to a network's input: training, out-of-fold scoring and the container all take this one.
 
-Crop the centre, resize (antialiased, in float, on the device, a batch at a time), normalise. No other module resizes.
+Make scanners alike where a member asks for it, crop the centre, resize (antialiased, in float, on the device, a batch
+at a time), normalise. No other module resizes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midog.errors import UsageError
+from midog.models.harmonise import Harmonise, harmonise_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -82,7 +84,11 @@ def fit_patch(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def prepare(
-    patches: NDArray[np.uint8] | Tensor, image: Image, record: Backbone, device: device | str | None = None
+    patches: NDArray[np.uint8] | Tensor,
+    image: Image,
+    record: Backbone,
+    device: device | str | None = None,
+    harmonise: Harmonise | None = None,
 ) -> Tensor:
     """A network's input from patches.
 
@@ -91,6 +97,7 @@ def prepare(
         image: Crop and size.
         record: The backbone, for native size, interpolation, mean and standard deviation.
         device: Where to compute; the bytes travel as uint8.
+        harmonise: What makes scanners alike, on whole patches, before anything is cut.
 
     Returns: (n, 3, s, s) float32, normalised. Interpolation overshoot is clipped to the range of the pixels, as image
         libraries do.
@@ -99,15 +106,15 @@ def prepare(
 
     if patches.ndim != 4 or patches.shape[1:] != (PATCH, PATCH, 3) or patches.dtype not in (np.uint8, torch.uint8):
         raise ValueError(f"patches must be (n, {PATCH}, {PATCH}, 3) uint8, not {patches.shape} {patches.dtype}")
-    margin = (PATCH - image.crop) // 2
+    margin = (PATCH - image.crop) // 2 if harmonise is None else 0
     cropped = patches[:, margin : PATCH - margin, margin : PATCH - margin]
     # The copy also makes a read-only memory map writable, which torch asks for.
     pixels = torch.from_numpy(np.array(cropped, order="C")) if isinstance(cropped, np.ndarray) else cropped.contiguous()
     x = pixels.to(device or pixels.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    return _network_input(x, image, record)
+    return _network_input(x, image, record) if harmonise is None else prepare_pixels(x, image, record, harmonise)
 
 
-def prepare_pixels(x: Tensor, image: Image, record: Backbone) -> Tensor:
+def prepare_pixels(x: Tensor, image: Image, record: Backbone, harmonise: Harmonise | None = None) -> Tensor:
     """`prepare` for pixels in 0…1, with gradients: what an attack needs. Bit for bit the same from uint8 / 255.
 
     Args:
@@ -118,6 +125,7 @@ def prepare_pixels(x: Tensor, image: Image, record: Backbone) -> Tensor:
     if x.ndim != 4 or x.shape[1:] != (3, PATCH, PATCH) or not x.is_floating_point():
         raise ValueError(f"pixels must be (n, 3, {PATCH}, {PATCH}) float, not {tuple(x.shape)} {x.dtype}")
     margin = (PATCH - image.crop) // 2
+    x = harmonise_pixels(x, harmonise)
     return _network_input(x[:, :, margin : PATCH - margin, margin : PATCH - margin], image, record)
 
 

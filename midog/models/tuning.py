@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -184,6 +185,21 @@ def apply_tuning(backbone: nn.Module, tune: Tune, record: Backbone) -> None:
         insert_prompts(backbone, tune.count)
         for block in prompted_blocks(backbone).values():
             trunc_normal_(block.get_parameter(PART), std=START)
+
+
+@contextmanager
+def untuned(backbone: nn.Module) -> Iterator[None]:
+    """The backbone without its adapters for a while; whatever else tunes it stays."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 PEFT_NAMES = {

@@ -89,7 +89,7 @@ class MemberFacts:
 @dataclass(frozen=True)
 class Findings:
     """Everything the page shows. `kind` is run or blend; `chosen` names the row of `rows` the page is about;
-    `thresholds` is that part of blend.json, and `threshold_rule` the rule that ships."""
+    `thresholds` is that part of blend.json, and `threshold_rule` the rule that ships. `head_maps` are by member."""
 
     kind: str
     name: str
@@ -108,6 +108,7 @@ class Findings:
     provenance: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     finished: bool = True
+    head_maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def row(self) -> ScoreRow | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from midog.data.patches import PatchTable
 from midog.errors import DataError
+from midog.files import read_json
 from midog.report.findings import (
     Findings,
     Floats,
@@ -23,7 +24,7 @@ from midog.report.findings import (
     smooth_curve,
 )
 from midog.run import Run, read_oof, sigmoid
-from midog.status import RunStatus, read_log, readable_seconds
+from midog.status import MAPS, RunStatus, read_log, readable_seconds
 
 MEAN = "mean of members"
 HOW = (
@@ -68,6 +69,7 @@ def run_findings(run: Run) -> Findings:
         provenance=distinct(provenance_rows(run.manifest)),
         notes=tuple(notes),
         finished=status.finished,
+        head_maps={name: maps for name in run.members if (maps := _head_maps(run, name)) is not None},
     )
 
 
@@ -113,6 +115,13 @@ def _logits(run: Run, member: str) -> dict[str, float]:
             found.update(zip(oof.ids, oof.logits[:, 0].tolist(), strict=True))
     known = {patch.patch_id for patch in run.table() if patch.label is not None}
     return {patch_id: z for patch_id, z in found.items() if patch_id in known}
+
+
+def _head_maps(run: Run, member: str) -> dict[str, Any] | None:
+    """What the head of the first finished fold model made of patches that it never saw; None where it has no maps."""
+    k = next((k for k in range(len(run.fold_names)) if run.done(member, k)), None)
+    file = run.fold_folder(member, k) / MAPS if k is not None else None
+    return read_json(file) if file is not None and file.is_file() else None
 
 
 def _shared(run: Run, members: Sequence[MemberFacts], logits: dict[str, dict[str, float]]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from midog.report import figures
 from midog.report.figures import Dot
 from midog.report.findings import FEW, Findings, MemberFacts, ScoreRow
+from midog.report.heads import head_section
 from midog.report.markup import Drawing, Marked, Section, Value, table_html
 from midog.report.mistakes import worst_errors
 from midog.report.text import cell_text
@@ -31,6 +32,7 @@ def all_sections(found: Findings) -> list[Section]:
         worst_errors,
         member_section,
         learning_section,
+        head_section,
         provenance_section,
     )
     return [section for make in makers if (section := make(found)) is not None]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,25 @@ class Images(Protocol):
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]: ...
 
 
+class Pairing(Protocol):
+    """What of a batch an auxiliary loss needs: `drawn` training patches, their augmented `images`, their generators."""
+
+    def __call__(
+        self, drawn: NDArray[np.int64], images: NDArray[np.uint8], rngs: Sequence[np.random.Generator]
+    ) -> dict[str, NDArray[Any]]: ...
+
+
 @dataclass(frozen=True)
 class Batch:
-    """`images` (b, 128, 128, 3) uint8 augmented, `targets` (b,) and `weights` (b,) float32."""
+    """`images` (b, 128, 128, 3) uint8 augmented, `targets` (b,) and `weights` (b,) float32.
+
+    `extra` holds what an auxiliary loss needs besides, by name, (b, …) each (`midog.training.pairing`); else nothing.
+    """
 
     images: NDArray[np.uint8]
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,15 @@ class Samples:
     weights: NDArray[np.float32]
     augmentations: Sequence[Augmentation]
 
-    def batch(self, drawn: NDArray[np.int64], rngs: Sequence[np.random.Generator]) -> Batch:
+    def batch(
+        self, drawn: NDArray[np.int64], rngs: Sequence[np.random.Generator], pairing: Pairing | None = None
+    ) -> Batch:
         """Augmented patches `drawn` (indices into this fold's training patches), each with its own generator."""
         images = np.array(self.images[self.rows[drawn]], dtype=np.uint8)
         for at, (row, rng) in enumerate(zip(drawn, rngs, strict=True)):
             images[at] = self.augmentations[row](images[at], rng)
-        return Batch(images, self.targets[drawn], self.weights[drawn])
+        extra = pairing(drawn, images, rngs) if pairing is not None else {}
+        return Batch(images, self.targets[drawn], self.weights[drawn], extra)
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
@@ -58,7 +73,12 @@ def steps_per_epoch(n: int, batch: int) -> int:
 
 
 def epoch_batches(
-    samples: Samples, order: NDArray[np.int64], size: int, key: tuple[int, str, int, int], workers: int = 1
+    samples: Samples,
+    order: NDArray[np.int64],
+    size: int,
+    key: tuple[int, str, int, int],
+    workers: int = 1,
+    pairing: Pairing | None = None,
 ) -> Iterator[Batch]:
     """Batches of one epoch. `key` is (run seed, member, fold, epoch); the same key gives the same bytes.
 
@@ -68,7 +88,7 @@ def epoch_batches(
 
     def make(start: int) -> Batch:
         drawn = order[start : start + size]
-        return samples.batch(drawn, [sample_rng(*key, start + at) for at in range(len(drawn))])
+        return samples.batch(drawn, [sample_rng(*key, start + at) for at in range(len(drawn))], pairing)
 
     starts = [step * size for step in range(steps_per_epoch(len(order), size))]
     if workers == 0:

@@ -21,13 +21,22 @@ FORMAT = "midog training checkpoint"
 
 @dataclass(frozen=True)
 class State:
-    """The moving parts of a training: what `save` writes and `restore` fills in place."""
+    """The moving parts of a training: what `save` writes and `restore` fills in place.
+
+    `auxiliary` is trained beside the module, by the same optimizer, and thrown away when it is over.
+    """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     mean: RunningMean | None
     scaler: GradScaler
     best: Best | None = None
+    auxiliary: nn.Module | None = None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All parameters that the optimizer moves, by the names that the checkpoint gives them."""
+        beside = trained_parameters(self.auxiliary) if self.auxiliary is not None else {}
+        return trained_parameters(self.module) | {f"auxiliary.{name}": value for name, value in beside.items()}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Header:
 def save(path: Path, state: State, header: Header) -> None:
     """Write weights, buffers, optimizer, running mean and epoch to one safetensors file, atomically."""
     tensors = {f"model.{name}": tensor for name, tensor in changing_tensors(state.module).items()}
+    if state.auxiliary is not None:
+        tensors.update({f"auxiliary.{name}": t for name, t in changing_tensors(state.auxiliary).items()})
     tensors.update(_optimizer_tensors(state))
     if state.mean is not None:
         tensors.update({f"mean.{name}": tensor for name, tensor in state.mean.mean.items()})
@@ -63,7 +74,7 @@ def save(path: Path, state: State, header: Header) -> None:
 
 def _optimizer_tensors(state: State) -> dict[str, Tensor]:
     tensors = {}
-    for name, parameter in trained_parameters(state.module).items():
+    for name, parameter in state.trained().items():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
     return tensors
@@ -97,6 +108,8 @@ def restore(path: Path, state: State) -> None:
     opened = _open(path)
     tensors = {name: opened[name] for name in opened.names}
     _fill(path, "model.", tensors, changing_tensors(state.module))
+    if state.auxiliary is not None:
+        _fill(path, "auxiliary.", tensors, changing_tensors(state.auxiliary))
     if state.mean is not None:
         _fill(path, "mean.", tensors, state.mean.mean)
         state.mean.updates = int(opened.about["updates"])
@@ -106,7 +119,7 @@ def restore(path: Path, state: State) -> None:
     if state.scaler.is_enabled() and "scaler" in tensors:
         scale, growth = tensors["scaler"].tolist()
         state.scaler.load_state_dict({**state.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)})
-    for name, parameter in trained_parameters(state.module).items():
+    for name, parameter in state.trained().items():
         _restore_optimizer(state.optimizer, parameter, tensors, name)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from augment.views import VIEW_NAMES
@@ -18,23 +19,30 @@ from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import MidogError, WeightsError
 from midog.files import sha256_file, sha256_json, write_json
-from midog.models.classifier import Begin, Classifier, build_classifier, round_trained, save_fold
+from midog.models.classifier import Begin, Classifier, Measure, build_classifier, round_trained, save_fold
+from midog.models.harmonise import CombatFeatures
+from midog.models.heads.linear import feature_width
 from midog.models.predict import predict_logits
 from midog.progress import steps as progress_bar
 from midog.provenance import provenance
 from midog.run import Oof, write_oof
-from midog.status import CHECKPOINTS, LAST, START_LOG, read_log
+from midog.status import CHECKPOINTS, LAST, MAPS, START_LOG, read_log
 from midog.training import checkpoint
+from midog.training.auxiliary import Auxiliary, build_auxiliary, guided
 from midog.training.batches import Images, epoch_batches, steps_per_epoch
 from midog.training.feed import Fed, feed
 from midog.training.folder import cut_log, hold, sweep, write_log_line
+from midog.training.head_maps import head_maps
 from midog.training.identity import check_identity, fold_identity
 from midog.training.losses import bce
 from midog.training.machine import Machine, Resources, claim
 from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.optimise import RunningMean, build_optimizer
+from midog.training.pairing import FoldPairing, sampling
 from midog.training.patches import FoldPatches, fold_patches
+from midog.training.prototypes import prototypes_of
+from midog.training.refit import harmonise_head
 from midog.training.sampling import draw_epoch
 from midog.training.seeds import generator_of, seed_of
 from midog.training.selection import Best
@@ -109,7 +117,9 @@ def _train(
             identity=identity,
             say=say,
         )
-    classifier, state = start(member, pretrained, resources, k, begin)
+    # A checkpoint holds the prototypes that training began with.
+    measure = None if last.is_file() else prototypes_of(member, k, patches, resources)
+    classifier, state = start(member, pretrained, resources, k, begin, patches.pairing, measure)
     what = f"{member.name} fold {k}"
     memory = Memory(classifier, machine.part, machine.checkpointing, lambda line: say(f"{what}: {line}"))
     if machine.compile:
@@ -141,18 +151,33 @@ def _train(
 
 
 def start(
-    member: Member, pretrained: Path | None, resources: Resources, k: int, begin: Begin | None = None
+    member: Member,
+    pretrained: Path | None,
+    resources: Resources,
+    k: int,
+    begin: Begin | None = None,
+    pairing: FoldPairing | None = None,
+    measure: Measure | None = None,
 ) -> tuple[Classifier, checkpoint.State]:
-    """The member's network before its first step, with a fresh optimizer; `begin` carries out the member's start."""
+    """The member's network before its first step, with a fresh optimizer; `begin` carries out the member's start, and
+    `measure` makes its head's prototypes. `pairing` is the fold's, where the member has an auxiliary loss."""
     torch.manual_seed(seed_of(member.seed, member.name, k, "start"))
-    classifier = build_classifier(network_of(member), pretrained, begin)
+    classifier = build_classifier(network_of(member), pretrained, begin, measure)
     classifier = classifier.to(resources.device)
     training = member.training
-    optimizer = build_optimizer(classifier, training.optimizer, training.lr, training.weight_decay)
+    trained, auxiliary = nn.ModuleList([classifier]), None
+    if member.auxiliary is not None:
+        assert pairing is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(member.seed, member.name, k, "auxiliary"))
+            width = feature_width(classifier.backbone, classifier.network.backbone.pooling)
+            auxiliary = build_auxiliary(member.auxiliary, width, len(pairing.levels)).to(resources.device)
+        trained.append(auxiliary)
+    optimizer = build_optimizer(trained, training.optimizer, training.lr, training.weight_decay)
     mean = RunningMean(classifier, training.ema) if training.ema else None
     scaler = GradScaler(resources.device.type, enabled=resources.dtype is torch.float16)
     best = Best(classifier) if training.select == "inner" else None
-    return classifier, checkpoint.State(classifier, optimizer, mean, scaler, best)
+    return classifier, checkpoint.State(classifier, optimizer, mean, scaler, best, auxiliary)
 
 
 def train_epoch(
@@ -168,7 +193,7 @@ def train_epoch(
     steps: int | None = None,
 ) -> dict[str, Any]:
     """One epoch (counted from 0), or its first `steps` steps; returns loss, last lr, seconds, the share of them spent
-    waiting for batches, and the number of steps.
+    waiting for batches, the number of steps, and what the head notes.
 
     Nothing in it waits for a GPU before the epoch is over.
 
@@ -178,17 +203,21 @@ def train_epoch(
     began = time.perf_counter()
     torch.manual_seed(seed_of(*key, "torch"))
     n = len(patches.labels)
-    order = draw_epoch(training.sampler, patches.labels, patches.domains, n, generator_of(*key, "order"))
+    order = draw_epoch(*sampling(member, patches), n, generator_of(*key, "order"))
     per_epoch = steps_per_epoch(n, training.batch)
     order = order[: (steps or per_epoch) * training.batch]
     classifier.train()
     total = torch.zeros((), device=resources.device)
     memory = memory or Memory(classifier)
     waited, lr, at = 0.0, 0.0, 0
-    batches = epoch_batches(patches.samples, order, training.batch, key, resources.workers)
+    batches = epoch_batches(patches.samples, order, training.batch, key, resources.workers, patches.pairing)
     for at, (batch, seconds) in enumerate(_timed(feed(batches, resources.device))):
         lr = set_learning_rate(state, training, epoch * per_epoch + at, per_epoch)
-        total += step(training, batch, classifier, state, resources, memory)
+        objective = None
+        if isinstance(state.auxiliary, Auxiliary):
+            progress = (epoch * per_epoch + at) / (training.epochs * per_epoch)
+            objective = partial(guided, training, classifier, state.auxiliary, progress, resources)
+        total += step(training, batch, classifier, state, resources, memory, objective)
         waited += seconds
         advance(f"epoch {epoch + 1}/{training.epochs}")
     taken = at + 1
@@ -199,7 +228,14 @@ def train_epoch(
             f"try a lower learning rate: --set members.{member.name}.training.lr={training.lr / 4:g}",
         )
     seconds = time.perf_counter() - began
-    return {"loss": mean_loss, "lr": lr, "seconds": seconds, "waiting": waited / seconds, "steps": taken}
+    return {
+        "loss": mean_loss,
+        "lr": lr,
+        "seconds": seconds,
+        "waiting": waited / seconds,
+        "steps": taken,
+        **classifier.head.notes(),
+    }
 
 
 def _timed(batches: Iterator[Fed]) -> Iterator[tuple[Fed, float]]:
@@ -252,11 +288,15 @@ def finish(
     chosen: int,
 ) -> None:
     """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole."""
+    if isinstance(member.harmonise, CombatFeatures):
+        harmonise_head(classifier, patches, member.training.sampler != "natural", resources)
     round_trained(classifier)
     network = classifier.network.to_dict()
     model = folder / "model.safetensors"
     save_fold(classifier, model, {"member": member.name, "fold": k, "identity": sha256_json(identity)})
     write_oof(folder / "oof.csv", score(patches, classifier, resources.device))
+    if (maps := head_maps(classifier, patches)) is not None:
+        write_json(folder / MAPS, maps)
     content = {
         "member": member.name,
         "fold": k,

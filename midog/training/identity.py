@@ -67,7 +67,9 @@ def fold_identity(
             "pixels_sha256": sha256_json([digest for digest, use in zip(hashes, used, strict=True) if use]),
             "pretrained": pretrained_identity(member, pretrained),
             "targets_sha256": targets_identity(member),
+            "pairs_sha256": pairs_identity(member),
             "teacher_sha256": teacher,
+            "anchors_sha256": anchors_identity(member),
         }
     )
     return content
@@ -88,6 +90,16 @@ def _file_hash(path: Path, size: int, mtime: int) -> str:
     return sha256_file(path)
 
 
+def anchors_identity(member: Member) -> str:
+    """sha256 of a concept head's file of anchors; empty without. Raises: WeightsError where it is missing."""
+    from midog.models.heads.concept import PROTOTYPES, Concept
+    from midog.models.weights import TensorFile
+
+    if not isinstance(member.head, Concept) or member.head.anchors == PROTOTYPES:
+        return ""
+    return sha256_file(TensorFile(Path(member.head.anchors).expanduser()).path)
+
+
 def targets_identity(member: Member) -> str:
     """sha256 of the Fourier targets; empty without, "scanner" where the fold's own patches are the targets."""
     from midog.training.patches import shared_targets
@@ -98,6 +110,13 @@ def targets_identity(member: Member) -> str:
     if fourier.targets == "scanner":
         return "scanner"
     return sha256_json([sha256_bytes(np.ascontiguousarray(t.block).tobytes()) for t in shared_targets(fourier)])
+
+
+def pairs_identity(member: Member) -> str:
+    """sha256 over specimens, scanners, names and sizes of external pairs; empty without."""
+    from midog.data.pairs import read_pairs
+
+    return read_pairs(folder).sha256 if (folder := getattr(member.auxiliary, "pairs", "")) else ""
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from augment.policies import Augment
-from midog.errors import UsageError, unknown
+from midog.errors import MidogError, UsageError, unknown
 from midog.models.backbones import find_backbone
-from midog.models.heads.linear import Head
+from midog.models.harmonise import Harmonise
+from midog.models.heads.kinds import Head
 from midog.models.network import Network
 from midog.models.preprocess import Image
 from midog.models.tuning import Tune
 from midog.settings import plain
+from midog.training.auxiliary_settings import AuxiliarySettings
 from midog.training.losses import LOSSES
 from midog.training.sampling import SAMPLERS
 from midog.training.start_settings import Start
@@ -93,7 +95,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a recipe, every default spelled out. `seed` is the recipe's; `start` None is off."""
+    """One entry of a recipe, every default spelled out. `seed` is the recipe's; what is None is off."""
 
     name: str
     backbone: str | dict[str, Any]
@@ -105,6 +107,8 @@ class Member:
     training: Training
     seed: int = 0
     start: Start | None = None
+    auxiliary: AuxiliarySettings | None = None
+    harmonise: Harmonise | None = None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the name and the seed, as plain JSON: what the resolved recipe says of the member."""
@@ -115,27 +119,33 @@ class Member:
 def network_of(member: Member) -> Network:
     """The network that the member trains. Raises: UsageError for an unknown backbone."""
     record = find_backbone(member.backbone)
-    return Network(record, member.pretrained, member.image, member.tune, member.head, member.seed)
+    return Network(
+        record, member.pretrained, member.image, member.tune, member.head, member.seed, harmonise=member.harmonise
+    )
 
 
 def check_tuning(members: Iterable[Member]) -> None:
     """Build each member's network without contents and tune it: what does not fit shows in a second, not after hours.
 
-    Raises: UsageError naming every member whose tuning does not fit its backbone.
+    Raises: UsageError naming every member whose tuning or head does not fit its backbone.
     """
     import torch
 
     from midog.models.backbones import empty_backbone
+    from midog.models.heads.kinds import build_head
     from midog.models.tuning import apply_tuning
 
     problems: dict[str, str] = {}
     for member in members:
-        network = network_of(member)
+        network, part = network_of(member), "tune"
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                apply_tuning(empty_backbone(network.backbone), network.tune, network.backbone)
-        except UsageError as error:
-            problems[f"members.{member.name}.tune: {error.problem}"] = error.fix
+                backbone, part = empty_backbone(network.backbone), "head"
+                build_head(network, backbone)
+                part = "tune"
+                apply_tuning(backbone, network.tune, network.backbone)
+        except MidogError as error:
+            problems[f"members.{member.name}.{part}: {error.problem}"] = error.fix
     if problems:
         fix = next((fix for fix in problems.values() if fix), "midog recipes show paper")
         raise UsageError("tuning that does not fit its backbone; nothing was trained", fix, list(problems))

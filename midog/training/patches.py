@@ -14,9 +14,11 @@ from augment.policies import build_policy
 from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import DataError
+from midog.models.harmonise import CombatFeatures
 from midog.training.batches import Augmentation, Images, Samples
 from midog.training.losses import domain_weights
 from midog.training.member import Member
+from midog.training.pairing import FoldPairing, code_levels, fold_pairing
 from midog.training.seeds import generator_of, seed_of
 from midog.training.selection import inner_mask
 
@@ -50,7 +52,8 @@ class Inner:
 class FoldPatches:
     """`samples`, `labels` (m,) int8 and `domains` of the training side; images, ids and fold of the side left out.
 
-    `inner` are training cases that are not trained on, where the member selects its epoch by them.
+    `inner` are training cases that are not trained on, where the member selects its epoch by them. `pairing` is what
+    its auxiliary loss needs of each batch.
     """
 
     samples: Samples
@@ -60,6 +63,8 @@ class FoldPatches:
     left_out_ids: tuple[str, ...]
     fold: int
     inner: Inner | None = None
+    pairing: FoldPairing | None = None
+    scanners: tuple[str, ...] = ()
 
     @cached_property
     def left_out_folds(self) -> NDArray[np.int32]:
@@ -92,7 +97,18 @@ def fold_patches(member: Member, k: int, table: PatchTable, assignment: Assignme
         augmentations=augmentations(member, k, side, Rows(images, rows)),
     )
     ids = tuple(table.ids[row] for row in out)
-    return FoldPatches(samples, labels, domains, Rows(images, out), ids, k, inner)
+    pairing = fold_pairing(member, k, side, Rows(images, rows))
+    scanners = tuple(str(name) for name in side.column("scanner"))
+    if isinstance(member.harmonise, CombatFeatures):
+        require_scanners(side, scanners)
+    return FoldPatches(samples, labels, domains, Rows(images, out), ids, k, inner, pairing, scanners)
+
+
+def require_scanners(side: PatchTable, scanners: tuple[str, ...]) -> None:
+    """Said before hours of training. Raises: DataError where ComBat will not have two patches each of two scanners."""
+    code_levels(side, "scanner", "harmonise: combat")
+    if few := [name for name in sorted(set(scanners)) if scanners.count(name) < 2]:
+        raise DataError("harmonise: combat needs two patches of each scanner", "leave those patches out", few)
 
 
 def _take_inner(

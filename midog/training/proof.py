@@ -29,11 +29,14 @@ from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.optimise import trained_parameters
 from midog.training.patches import FoldPatches, Rows, fold_patches
+from midog.training.prototypes import prototypes_of
 from midog.training.start import tune_backbone
 
 STEPS = 2
 """Steps that are timed, after one that pays for the warm-up."""
 SCORED = 16
+PROTOTYPED = 64
+"""Patches of each class that prototypes are made of here."""
 TOLERANCE = 1e-3
 """Largest difference of a logit between trained adapters and merged weights in float32."""
 
@@ -103,7 +106,8 @@ def prove(
     with claim(machine) as resources, tempfile.TemporaryDirectory(prefix="midog-") as scratch:
         forget_peak(resources.device)
         begin = _few_steps(member, patches, resources, machine, pretrained, teacher, Path(scratch), said)
-        classifier, state = start(member, pretrained, resources, 0, begin)
+        few_patches = prototypes_of(member, 0, patches, resources, PROTOTYPED)
+        classifier, state = start(member, pretrained, resources, 0, begin, patches.pairing, few_patches)
         memory = Memory(classifier, machine.part, machine.checkpointing, said.append)
         train_epoch(member, 0, 0, patches, classifier, state, resources, memory, steps=1)
         began = time.perf_counter()

@@ -22,7 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from midog.errors import MidogError
 from midog.models.classifier import Classifier
-from midog.models.heads.linear import feature_width, pool_features
+from midog.models.heads.concept import PROTOTYPES, Concept
+from midog.models.heads.linear import feature_width
 from midog.models.predict import autocast
 from midog.models.preprocess import input_size
 from midog.progress import steps as progress_bar
@@ -123,8 +124,8 @@ class Distillation(nn.Module):
         """Pooled features (n, width) and logits (n,), float32."""
         x = classifier.prepare(images).contiguous(memory_format=classifier.format)
         with autocast(self.resources.device, self.resources.dtype):
-            features = pool_features(classifier.backbone, x, classifier.network.backbone.pooling)
-            return features.float(), classifier.head(features).float()
+            features, given = classifier.features_and_look(x)
+            return features.float(), classifier.head(given).float()
 
 
 def tune_backbone(
@@ -188,7 +189,9 @@ def tune_backbone(
         if memory.checkpointing:
             backbone.set_grad_checkpointing(False)  # type: ignore[operator]  # its training decides for itself
         pupil.to("cpu")
-    return pupil.head.state_dict() if isinstance(settings, Distil) else None
+    # A head without its prototypes, which are made next, has learned nothing that they could be put into.
+    keep = isinstance(settings, Distil) and not (isinstance(member.head, Concept) and member.head.anchors == PROTOTYPES)
+    return pupil.head.state_dict() if keep else None
 
 
 def _epoch(

@@ -54,6 +54,8 @@ def step(
     if training.clip:
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(trained_parameters(state.module).values(), training.clip)
+        if state.auxiliary is not None:  # apart, so that it does not hold the member's own steps back
+            torch.nn.utils.clip_grad_norm_(trained_parameters(state.auxiliary).values(), training.clip)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -63,11 +65,14 @@ def step(
 
 
 def supervised(training: Training, part: Fed, classifier: Classifier, resources: Resources) -> torch.Tensor:
-    """The member's own loss between logits and targets."""
-    x = classifier.prepare(part.images)
+    """The member's own loss between logits and targets, with the terms that its head adds."""
+    x, terms = classifier.prepare(part.images), dict[str, torch.Tensor]()
     with autocast(resources.device, resources.dtype):
-        logits = classifier(x)
-    return loss(training.loss, logits, part.targets, part.weights, training.gamma)
+        if classifier.head.has_losses:
+            logits, terms = classifier.answer(x, part.targets)
+        else:
+            logits = classifier(x)
+    return sum(terms.values(), loss(training.loss, logits, part.targets, part.weights, training.gamma))
 
 
 def gradients(

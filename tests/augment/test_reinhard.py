@@ -3,8 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from augment.reinhard import TYPICAL, colour_statistics, lab_to_rgb, normalise, reinhard, rgb_to_lab
+from augment.reinhard import TYPICAL, colour_statistics, lab_to_rgb, normalise, reinhard, reinhard_pixels, rgb_to_lab
 from augment.stain import STAINS, jitter_stain
 
 
@@ -90,3 +91,23 @@ def test_reinhard_agrees_with_torchstain(patch):
     theirs = torchstain.normalizers.ReinhardNormalizer(backend="numpy")
     theirs.fit(target)
     assert np.abs(theirs.normalize(I=patch).astype(int) - reinhard(patch, *colour_statistics(target))).max() <= 1
+
+
+def as_pixels(patches):
+    return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2).float() / 255
+
+
+def test_tensors_get_the_colours_that_arrays_get(patch):
+    padded, flat = patch.copy(), np.full((128, 128, 3), 120, np.uint8)
+    padded[:, 90:] = 0
+    patches = [patch, jitter_stain(patch, (1.4, 1.2, 1)), padded, flat, np.zeros_like(patch)]
+    found = 255 * reinhard_pixels(as_pixels(patches)).permute(0, 2, 3, 1).numpy()
+    for image, ours in zip(patches, found, strict=True):
+        assert np.abs(ours - reinhard(image, *TYPICAL)).max() < 0.51, "the array's are rounded"
+    assert np.array_equal(reinhard_pixels(as_pixels(patches))[1:2], reinhard_pixels(as_pixels(patches[1:2])))
+
+
+def test_gradients_pass_the_transfer_and_stay_finite(patch):
+    x = as_pixels([patch, np.zeros_like(patch), np.full((128, 128, 3), 120, np.uint8)]).requires_grad_(True)
+    reinhard_pixels(x).square().sum().backward()
+    assert bool(torch.isfinite(x.grad).all()) and float(x.grad[0].abs().sum()) > 0

@@ -30,13 +30,22 @@ members:
 """
 
 
-def test_nothing_in_a_step_waits_for_the_device(table: PatchTable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [],
+        ["each.auxiliary=domain_adversarial"],
+        ["each.auxiliary=scanner_contrast", "each.harmonise=reinhard"],
+        ["each.harmonise=macenko"],
+    ],
+)
+def test_nothing_in_a_step_waits_for_the_device(sets: list[str], table: PatchTable, tmp_path: Path) -> None:
     (tmp_path / "vit.yaml").write_text(RECIPE)
-    recipe = load_recipe(tmp_path / "vit.yaml")
+    recipe = load_recipe(tmp_path / "vit.yaml", sets)
     source, member = gather(recipe, table), recipe.members["vit"]
     patches = fold_patches(member, 0, source.table, source.assignment, source.pixels)
     with claim(Machine()) as resources:
-        classifier, state = start(member, None, resources, 0)
+        classifier, state = start(member, None, resources, 0, pairing=patches.pairing)
         train_epoch(member, 0, 0, patches, classifier, state, resources, steps=1)
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -1,4 +1,4 @@
-"""The plain head: pooled features to one logit of *atypical*."""
+"""The plain head: pooled features to one logit of *atypical*; and what heads are given of a backbone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from midog.errors import UsageError
+from midog.models.heads.base import HeadModule
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,7 @@ class Linear:
             raise UsageError(f"head.dropout is {self.dropout}", "a number from 0 to below 1")
 
 
-Head = Linear
-HEADS: dict[str, type[Linear]] = {"linear": Linear}
-
-
-class LinearHead(nn.Module):
+class LinearHead(HeadModule):
     """(n, features) to (n,) float32 logits. Computed in float32 also under autocast: bfloat16 would tie logits."""
 
     def __init__(self, features: int, settings: Linear) -> None:
@@ -37,14 +34,10 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            logit: Tensor = self.linear(self.dropout(features.float()))
+    def forward(self, given: Tensor) -> Tensor:
+        with torch.autocast(given.device.type, enabled=False):
+            logit: Tensor = self.linear(self.dropout(given.float()))
         return logit.squeeze(-1)
-
-
-def build_head(settings: Head, features: int) -> nn.Module:
-    return LinearHead(features, settings)
 
 
 def pool_features(backbone: nn.Module, x: Tensor, pooling: str) -> Tensor:
@@ -58,7 +51,11 @@ def pool_features(backbone: nn.Module, x: Tensor, pooling: str) -> Tensor:
 
     Returns: (n, width); `feature_width` says how wide.
     """
-    features: Tensor = backbone.forward_features(x)  # type: ignore[operator]
+    return pool(backbone, backbone.forward_features(x), pooling)  # type: ignore[operator]
+
+
+def pool(backbone: nn.Module, features: Tensor, pooling: str) -> Tensor:
+    """As `pool_features`, of what `forward_features` gave."""
     if pooling == "avg":
         if features.ndim == 3 and getattr(backbone, "global_pool", None) in ("token", ""):
             return _patch_mean(backbone, features)
@@ -70,6 +67,31 @@ def pool_features(backbone: nn.Module, x: Tensor, pooling: str) -> Tensor:
 
 def _patch_mean(backbone: nn.Module, tokens: Tensor) -> Tensor:
     return tokens[:, int(backbone.num_prefix_tokens) :].mean(dim=1)  # type: ignore[arg-type]
+
+
+def token_rows(backbone: nn.Module, features: Tensor) -> Tensor:
+    """What `forward_features` gave as rows (n, prefix + t, width): a global token first, patch tokens last.
+
+    The global token is the CLS token; where there is none, as in a CNN, the mean of all positions stands before them.
+    """
+    if features.ndim == 4:
+        if features.shape[1] != backbone.num_features:
+            features = features.permute(0, 3, 1, 2)
+        features = features.flatten(2).transpose(1, 2)
+    if _has_cls(backbone):
+        return features
+    patches = features[:, prefix_rows(backbone) - 1 :]
+    return torch.cat((patches.mean(dim=1, keepdim=True), features), dim=1)
+
+
+def prefix_rows(backbone: nn.Module) -> int:
+    """Rows of `token_rows` before the patch tokens: CLS or the mean, and registers."""
+    registers = int(getattr(backbone, "num_prefix_tokens", 0))
+    return registers if _has_cls(backbone) else registers + 1
+
+
+def _has_cls(backbone: nn.Module) -> bool:
+    return getattr(backbone, "cls_token", None) is not None and int(getattr(backbone, "num_prefix_tokens", 0)) > 0
 
 
 def feature_width(backbone: nn.Module, pooling: str) -> int:

@@ -25,6 +25,7 @@ VIT_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 NC_ND = "CC-BY-NC-ND-4.0"
 OWKIN = "Owkin non-commercial licence"
 KAIKO = "Kaiko Non-Commercial Public License 1"
+EXAONE = "EXAONEPath AI Model License 1.0-NC"
 RESIZABLE = {"dynamic_img_size": True}
 SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 
@@ -397,7 +398,7 @@ OTHERS: tuple[dict[str, Any], ...] = (
         "name": "exaone_path_2",
         "timm": "vit_base_patch16_224",
         "source": "LGAI-EXAONE/EXAONE-Path-2.0",
-        "licence": "EXAONEPath AI Model License 1.0-NC",
+        "licence": EXAONE,
         "gated": True,
         "parameters": 85_844_736,
         "features": 768,
@@ -418,3 +419,8 @@ RECORDS = (
     _lunit(16, 21_665_664),
     *OTHERS,
 )
+
+DERIVED_NAMES = {EXAONE: "EXAONEPath"}
+"""What the name of a model derived from weights under a licence must begin with, low-rank adapters included."""
+BOUND = {EXAONE: "research only, also for what it answers; it may be passed on only together with its agreement"}
+"""Licences under which a bundle is made only by someone who says that they keep to these terms."""

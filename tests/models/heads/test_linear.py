@@ -5,7 +5,7 @@ import torch
 
 from midog.errors import UsageError
 from midog.models.backbones import build_backbone
-from midog.models.heads.linear import Linear, LinearHead, build_head, feature_width, pool_features
+from midog.models.heads.linear import Linear, LinearHead, feature_width, pool_features
 
 
 @pytest.fixture
@@ -14,13 +14,12 @@ def image() -> torch.Tensor:
 
 
 def test_first_logits_are_zero() -> None:
-    head = build_head(Linear(dropout=0.3), 5)
-    assert isinstance(head, LinearHead)
+    head = LinearHead(5, Linear(dropout=0.3))
     assert torch.equal(head(torch.randn(4, 5)), torch.zeros(4))
 
 
 def test_logits_are_float32_under_autocast() -> None:
-    head = build_head(Linear(), 3)
+    head = LinearHead(3, Linear())
     torch.nn.init.ones_(head.linear.weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logit = head(torch.tensor([[1.0, 1 / 256, 1 / 4096]]))
@@ -29,7 +28,7 @@ def test_logits_are_float32_under_autocast() -> None:
 
 
 def test_dropout_works_in_training_only() -> None:
-    head = build_head(Linear(dropout=0.5), 100)
+    head = LinearHead(100, Linear(dropout=0.5))
     torch.nn.init.ones_(head.linear.weight)
     x = torch.ones(1, 100)
     torch.manual_seed(0)

@@ -1,0 +1,191 @@
+"""Losses beside the task's, all behind one small interface: what a batch looks like in, a scalar out.
+
+An auxiliary loss may own parameters: they are trained and kept in the checkpoint with the member's, and thrown away
+when its training is over. Nothing in here waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from midog.models.classifier import Classifier
+from midog.models.predict import autocast
+from midog.training.auxiliary_settings import AuxiliarySettings, DomainAdversarial, ScannerContrast
+from midog.training.feed import Fed
+from midog.training.losses import loss
+from midog.training.machine import Resources
+from midog.training.member import Training
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an auxiliary loss is given: of n images, and how far training is.
+
+    Attributes:
+        features: (n, width) float32 pooled features, with gradients.
+        labels: (n,) int64, 1 atypical, 0 normal, -1 unknown.
+        specimens: (n,) int64, equal where two images show the same tissue.
+        confounders: (n,) int64 code of each image's scanner (or tumour, laboratory, domain).
+        progress: of the training, 0 to 1.
+    """
+
+    features: Tensor
+    labels: Tensor
+    specimens: Tensor
+    confounders: Tensor
+    progress: float
+
+
+class Auxiliary(nn.Module):
+    """A loss beside the task's; `forward` gives what is added to it, weight included."""
+
+    def forward(self, seen: Seen) -> Tensor:
+        raise NotImplementedError
+
+
+class DomainAdversary(Auxiliary):
+    """Cross-entropy of a domain classifier, whose gradient reaches the features reversed."""
+
+    def __init__(self, settings: DomainAdversarial, width: int, levels: int) -> None:
+        super().__init__()
+        self.weight = settings.weight
+        hidden = settings.hidden
+        layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, levels)] if hidden else []
+        self.classifier = nn.Sequential(*(layers or [nn.Linear(width, levels)]))
+
+    def forward(self, seen: Seen) -> Tensor:
+        reversed_features = reverse_gradient(seen.features, self.weight * ramp(seen.progress))
+        return F.cross_entropy(self.classifier(reversed_features), seen.confounders)
+
+
+class ScannerContrastLoss(Auxiliary):
+    """Contrast of scanners on a linear projection of the features."""
+
+    def __init__(self, settings: ScannerContrast, width: int, levels: int) -> None:
+        super().__init__()
+        self.settings, self.levels = settings, levels
+        self.projection = nn.Linear(width, settings.width)
+
+    def forward(self, seen: Seen) -> Tensor:
+        settings = self.settings
+        z = F.normalize(self.projection(seen.features), dim=1)
+        specimens = seen.labels if settings.mode == "cross_scanner_label" else seen.specimens
+        if settings.variant == "margin":
+            return settings.weight * margin_contrast(z, specimens, seen.confounders, settings.margin)
+        value = softmax_contrast(z, specimens, seen.confounders, self.levels, settings.tau, settings.negatives)
+        return settings.weight * value
+
+
+def build_auxiliary(settings: AuxiliarySettings, width: int, levels: int) -> Auxiliary:
+    """The loss for features of `width` and a confounder of so many levels; torch's generator draws its parameters."""
+    if isinstance(settings, DomainAdversarial):
+        return DomainAdversary(settings, width, levels)
+    return ScannerContrastLoss(settings, width, levels)
+
+
+def guided(
+    training: Training, classifier: Classifier, auxiliary: Auxiliary, progress: float, resources: Resources, part: Fed
+) -> Tensor:
+    """The task's loss on a part of a batch, with the terms that the head adds, and the auxiliary loss on the same
+    features.
+
+    Where `part` has views, they go through the network together with its patches; the task's loss leaves them out.
+    """
+    extra, n = part.extra, len(part)
+    views = extra.get("views")
+    labels, specimens, confounders = (
+        torch.cat([extra[key] for key in (f"own_{name}", f"view_{name}") if key in extra])
+        for name in ("labels", "specimens", "confounders")
+    )
+    x = classifier.prepare(part.images if views is None else torch.cat((part.images, views)))
+    with autocast(resources.device, resources.dtype):
+        features, given = classifier.features_and_look(x)
+        logits, terms = classifier.answer(x[:n], part.targets, given[:n])
+    task = sum(terms.values(), loss(training.loss, logits, part.targets, part.weights, training.gamma))
+    # Of external pairs the views alone, which come last.
+    seen = Seen(features.float()[-len(labels) :], labels, specimens, confounders, progress)
+    beside: Tensor = auxiliary(seen)
+    return task + beside
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.factor * gradients[0], None
+
+
+def reverse_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x` itself; its gradient comes back times −`factor`. Source: Ganin et al. 2016."""
+    reversed_: Tensor = _Reverse.apply(x, factor)  # type: ignore[no-untyped-call]
+    return reversed_
+
+
+def ramp(progress: float) -> float:
+    """From 0 to almost 1 over training progress t in 0…1: 2/(1 + e^(−10 t)) − 1. Source: Ganin et al. 2016."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1
+
+
+def softmax_contrast(
+    z: Tensor, specimens: Tensor, scanners: Tensor, levels: int, tau: float, negatives: str = "anchor_scanner"
+) -> Tensor:
+    """Mean over anchors i with positives, over their positives j, of −log(e^{s_ij} / (e^{s_ij} + Σ_k e^{s_ik})).
+
+    Positives show i's specimen on another scanner. Negatives k show another specimen on i's scanner, or with
+    `positive_scanner` on j's: scanners are never mixed among the negatives of a pair, or they would be a shortcut.
+
+    Args:
+        z: (n, width) projections; s_ij is their product over `tau`.
+        specimens, scanners: (n,) codes; scanners from 0 to `levels` − 1.
+
+    Returns: a scalar, 0 with a graph where no anchor has a positive. Source: ours, after ScanGen's pair rule.
+    """
+    similar = z @ z.T / tau
+    other_specimen = specimens[:, None] != specimens[None, :]
+    other_scanner = scanners[:, None] != scanners[None, :]
+    positive = ~other_specimen & other_scanner
+    on_scanner = scanners[None, :] == torch.arange(levels, device=z.device)[:, None]
+    # (n, levels): log of the sum over other specimens on each scanner; far below any similarity where there is none.
+    eligible = other_specimen[:, None, :] & on_scanner[None]
+    beside = similar[:, None, :].expand(-1, levels, -1).masked_fill(~eligible, -1e30).logsumexp(dim=2)
+    if negatives == "anchor_scanner":
+        below = beside.gather(1, scanners[:, None])
+    else:
+        below = beside.gather(1, scanners[None, :].expand(len(z), -1))
+    terms = torch.logaddexp(similar, below) - similar
+    return _mean_of_anchors(terms, positive)
+
+
+def margin_contrast(z: Tensor, specimens: Tensor, scanners: Tensor, margin: float) -> Tensor:
+    """Mean over positive pairs of 1 − cos, and over negative pairs of max(0, cos − margin).
+
+    Pairs as in `softmax_contrast`, negatives on the anchor's scanner; `z` (n, width) of length 1. A mean over no pair
+    is 0.
+    """
+    cosine = z @ z.T
+    same_specimen = specimens[:, None] == specimens[None, :]
+    same_scanner = scanners[:, None] == scanners[None, :]
+    return _mean_where(1 - cosine, same_specimen & ~same_scanner) + _mean_where(
+        (cosine - margin).clamp_min(0), ~same_specimen & same_scanner
+    )
+
+
+def _mean_of_anchors(terms: Tensor, positive: Tensor) -> Tensor:
+    """Mean over rows that have positives of the mean over their positives."""
+    count = positive.sum(dim=1)
+    each = (terms * positive).sum(dim=1) / count.clamp_min(1)
+    return each.sum() / (count > 0).sum().clamp_min(1)
+
+
+def _mean_where(terms: Tensor, chosen: Tensor) -> Tensor:
+    return (terms * chosen).sum() / chosen.sum().clamp_min(1)
