@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,11 +154,12 @@ class Subject:
         from midog.models.backbones import empty_backbone
         from midog.models.classifier import Classifier, pretrained_state
         from midog.models.features import pooled_features
+        from midog.models.heads.linear import Linear
 
         key = ("frozen", patches.identity)
         if key not in self.kept:
             network = self.members[0].network
-            model = Classifier(network, empty_backbone(network.backbone))
+            model = Classifier(replace(network, head=Linear()), empty_backbone(network.backbone))
             stored = _whole_state(self.members[0], model)
             model.backbone.load_state_dict(stored or pretrained_state(network, self.pretrained))
             self.kept[key] = pooled_features(model, Shown(patches), label="frozen")
