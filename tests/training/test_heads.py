@@ -31,7 +31,8 @@ from midog.report.page import report
 from midog.run import Run, open_run
 from midog.status import MAPS, read_log
 from midog.training.batches import Images
-from midog.training.fold import start
+from midog.training.checkpoint import Header, restore, save
+from midog.training.fold import start, train_epoch
 from midog.training.identity import differences, stored_identity
 from midog.training.launch import gather, train_recipe
 from midog.training.machine import Machine, claim
@@ -232,6 +233,21 @@ def test_prototypes_come_from_training_cases_alone(
         rng = generator_of(member.seed, name, 1, f"anchors {key}")
         own = class_prototypes(frozen[patches.labels == label], middle, 3, rng)
         torch.testing.assert_close(anchors, own, atol=2e-3, rtol=0)
+
+
+def test_a_checkpoint_brings_the_prototypes_back(heads_recipe: Recipe, table: PatchTable, tmp_path: Path) -> None:
+    member, source = heads_recipe.members["concept_vit"], gather(heads_recipe, table)
+    patches = fold_patches(member, 0, source.table, source.assignment, source.pixels)
+    with claim(Machine(threads=1)) as resources:
+        classifier, state = start(member, None, resources, 0, measure=prototypes_of(member, 0, patches, resources))
+        train_epoch(member, 0, 0, patches, classifier, state, resources)
+        save(tmp_path / "last.safetensors", state, Header(1, 2.5, {}))
+        other, again = start(member, None, resources, 0)
+        assert not other.head.get_buffer("class_1").any()
+        restore(tmp_path / "last.safetensors", again)
+        save(tmp_path / "again.safetensors", again, Header(1, 2.5, {}))
+    assert (tmp_path / "last.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert torch.equal(other.head.get_buffer("class_1"), classifier.head.get_buffer("class_1"))
 
 
 def test_prototypes_differ_between_folds(heads_run: Run) -> None:
