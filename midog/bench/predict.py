@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from midog.models.classifier import Classifier
 
 TURNS = 3
-BATCH = 64
-"""What `predict_logits` takes at once."""
 LIMIT = 1.05
 """Largest ratio of k fold models to k forwards over the same patches."""
 SLOWEST = 1 / 0.9
@@ -145,10 +143,11 @@ def _loop(model: Classifier, x: Tensor, times: int = 1) -> None:
     """The floor: forwards over all prepared patches; the logits come to the processor, as ours do."""
     import torch
 
-    from midog.models.predict import autocast, pick_precision
+    from midog.models.predict import autocast, pick_batch, pick_precision
 
+    batch = pick_batch(x.device)
     with torch.inference_mode(), autocast(x.device, pick_precision(x.device)):
-        for part in [x[start : start + BATCH] for start in range(0, len(x), BATCH)] * times:
+        for part in x.split(batch) * times:
             model(part).cpu()
 
 
@@ -167,15 +166,16 @@ def _peak_of_bare_network(folder: Path, patches: int) -> float:
     from midog.models.backbones import empty_backbone
     from midog.models.classifier import Classifier
     from midog.models.network import Network
-    from midog.models.predict import pick_device
+    from midog.models.predict import pick_batch, pick_device
 
     network = Network.from_dict(open_bundle(folder).manifest["members"][0]["network"])
     model = Classifier(network, empty_backbone(network.backbone)).requires_grad_(False).eval().to(pick_device())
     for tensor in model.state_dict().values():
         torch.nn.init.zeros_(tensor)
     images = _draw(patches)
-    for start in range(0, patches, BATCH):
-        _loop(model, model.prepare(images[start : start + BATCH]))
+    batch = pick_batch(pick_device())
+    for start in range(0, patches, batch):
+        _loop(model, model.prepare(images[start : start + batch]))
     return _peak()
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import pytest
 
-from midog.bench.predict import BATCH, LIMIT, measure
-from midog.models.predict import predict_logits
+from midog.bench.predict import LIMIT, measure
 
 
 def test_fold_models_and_bare_forwards_side_by_side() -> None:
@@ -30,7 +28,3 @@ def test_fold_models_and_bare_forwards_side_by_side() -> None:
     assert rows[0]["limit"] == LIMIT
     assert rows[3]["ours"] == pytest.approx(rows[2]["ours"] / (rows[1]["floor"] / 3))
     assert abs(rows[6]["ours"]) < 50
-
-
-def test_the_floor_takes_as_many_at_once() -> None:
-    assert inspect.signature(predict_logits).parameters["batch"].default == BATCH
