@@ -147,7 +147,7 @@ def _loop(model: Classifier, x: Tensor, times: int = 1) -> None:
 
     batch = pick_batch(x.device)
     with torch.inference_mode(), autocast(x.device, pick_precision(x.device)):
-        for part in x.split(batch) * times:
+        for part in torch.split(x, batch) * times:
             model(part).cpu()
 
 
