@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from bundle_fixture import make_blend, make_run, make_table
 
 from midog.bundle import pack
@@ -15,6 +17,15 @@ from midog.data.patches import PatchTable
 
 # Decoded patches of tests do not belong into the user's cache; real ones may stay for the next run of the tests.
 os.environ.setdefault("MIDOG_CACHE", str(Path(tempfile.gettempdir()) / "midog-tests-cache"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread: tiny networks are slower on several, and add up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import torch
 from bundle_fixture import NETWORKS, make_blend, make_run, make_table
 
 from midog.audit.patches import Patches, read_patches
@@ -32,11 +30,8 @@ class Drawn:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quick(one_thread: None) -> None:
+    """All tests here."""
 
 
 @pytest.fixture(scope="session")
