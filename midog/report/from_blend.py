@@ -128,9 +128,7 @@ def _member(
     try:
         known = member_facts(open_run(member.run), member.member, notes)
         backbone = found.backbone or known.backbone
-        return MemberFacts(
-            member.name, backbone, found.random or known.random, known.epochs, known.loss, known.folds, logits
-        )
+        return MemberFacts(member.name, backbone, known.random, known.epochs, known.loss, known.folds, logits)
     except (MidogError, KeyError, StopIteration):
         return found
 

@@ -95,7 +95,7 @@ def _member(run: Run, name: str, status: RunStatus, notes: list[str]) -> MemberF
     return MemberFacts(
         name=name,
         backbone=str(backbone.get("name", "inline record") if isinstance(backbone, dict) else backbone),
-        random=settings.get("pretrained") == "random",
+        random=settings.get("pretrained") == "random" and settings.get("start", "off") in (None, "off"),
         epochs=int(training.get("epochs", 1)),
         loss=str(training.get("loss", "loss")),
         folds=tuple(folds),
