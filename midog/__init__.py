@@ -10,6 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "blend_runs",
+    "compare_features",
     "compare_grid",
     "compare_results",
     "load_bundle",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from midog.bundle import Bundle
     from midog.data.checks import Checked
     from midog.data.patches import PatchTable
+    from midog.robustness.change import RobustnessChange
     from midog.robustness.features import Features
     from midog.run import Run
 
@@ -202,3 +203,21 @@ def member_features(run: Path | str, fold: int = 0, pretrained: Path | str | Non
 
     folder, member = split_spec(str(run))
     return fold_features.member_features(folder, member, fold, None if pretrained is None else Path(pretrained))
+
+
+def compare_features(
+    runs: Sequence[Path | str], by: str = "scanner", fold: int | None = None, pretrained: Path | str | None = None
+) -> dict[str, RobustnessChange]:
+    """The robustness index of each run against the first one's, paired by case.
+
+    Args:
+        runs: each a run (its first member), or RUN:MEMBER, trained on one table with the same folds.
+        by: the confounder's column.
+        fold: number of the fold model; None takes all that every run has trained.
+        pretrained: where the backbone's weights lie, as in training; None takes them from MIDOG_WEIGHTS.
+    """
+    from ensemble.oof import split_spec
+    from midog import fold_features
+
+    specs = [split_spec(str(run)) for run in runs]
+    return fold_features.robustness_of_runs(specs, by, fold, None if pretrained is None else Path(pretrained))

@@ -13,28 +13,47 @@ from midog.train_cli import Pretrained
 
 
 def features(
-    what: Annotated[str, typer.Argument(help="A run, RUN:MEMBER, or a feature file (safetensors, npz, npy, csv).")],
+    what: Annotated[
+        list[str],
+        typer.Argument(help="A run, RUN:MEMBER, or a feature file (safetensors, npz, npy, csv); or several runs."),
+    ],
     by: Annotated[str | None, typer.Option(help="Measure robustness against this column: scanner, tumour, …")] = None,
     label: Annotated[str, typer.Option(help="Column of the biology.")] = "label",
     case: Annotated[str, typer.Option(help="Column of the case: slide or patient.")] = "case",
     only: Annotated[
         list[str] | None, typer.Option(help="paired, index, confounder, label, clustering or drop; may be repeated.")
     ] = None,
-    fold: Annotated[int, typer.Option(help="Of a run: the fold model, on the patches that it never saw.")] = 0,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="Of a run: the fold model, on what it never saw. The first; of several runs, all."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write a run's features: .safetensors.")] = None,
     pretrained: Pretrained = None,
     as_json: Json = False,
 ) -> None:
-    """Features of a fold model beside those of its frozen backbone, and their robustness with chance levels."""
+    """Features of a fold model beside those of its frozen backbone, and their robustness with chance levels.
+
+    Of several runs: the robustness index of what each one's head reads, and its change against the first.
+    """
     from midog import api
-    from midog.report.robustness import robustness_text
+    from midog.grid import GRID_FILE
+    from midog.report.robustness import changes_text, robustness_text
     from midog.robustness.features import read_features, write_features
     from midog.robustness.report import MEASURES, report
 
+    what = [source for source in what if Path(source).name != GRID_FILE]  # `runs/grid/*` names it too
+    if len(what) > 1:
+        if by is None or out is not None or only or (label, case) != ("label", "case"):
+            fix = f"midog features {' '.join(what)} --by scanner"
+            raise UsageError("several runs are compared by one column, and nothing else", fix)
+        changes = api.compare_features(what, by, fold, pretrained)
+        show({name: change.to_dict() for name, change in changes.items()}, changes_text(changes), as_json)
+        return
+    source = what[0]
     if by is None and out is None:
-        raise UsageError("nothing to do", f"midog features {what} --by scanner, or -o features.safetensors")
-    file = Path(what).is_file()
-    found = read_features(what) if file else api.member_features(what, fold=fold, pretrained=pretrained)
+        raise UsageError("nothing to do", f"midog features {source} --by scanner, or -o features.safetensors")
+    file = Path(source).is_file()
+    found = read_features(source) if file else api.member_features(source, fold=fold or 0, pretrained=pretrained)
     if out is not None:
         wrote(write_features(out, found))
     if by is not None:

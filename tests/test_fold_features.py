@@ -83,3 +83,13 @@ def test_what_a_run_cannot_give(tiny_run: Path, tmp_path: Path) -> None:
     done.unlink()
     with pytest.raises(DataError, match=r"fold 0 of vit is not trained .*\n.*--member vit"):
         midog.member_features(copy)
+
+
+def test_several_runs_are_compared_by_one_column_alone(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [f"{tiny_run}:vit", f"{tiny_run}:probe"]
+    assert command(["features", *both]) == 2
+    assert f"midog features {' '.join(both)} --by scanner" in capsys.readouterr().err
+    assert command(["features", *both, "--by", "domain"]) == 3
+    assert "confounder has one level" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="two runs are called run:vit"):
+        midog.compare_features([both[0], both[0]], "domain")

@@ -1,12 +1,14 @@
-"""Feature vectors of many patches, pooled, as a linear head is given them."""
+"""Feature vectors of many patches: pooled, as a linear head is given them, and those that a head makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from midog.models.predict import autocast, pick_device, pick_precision
 from midog.progress import steps
@@ -31,6 +33,24 @@ def pooled_features(
 
     Returns: (n, width) float32.
     """
+    return _of_all(model, patches, model.features, device, precision, label)
+
+
+def head_features(
+    model: Classifier, patches: Any, device: str | torch.device = "auto", precision: str = "auto", label: str = ""
+) -> NDArray[np.float32]:
+    """The features that the head reads its logit from (`HeadModule.vector`); as `pooled_features` in all else."""
+    return _of_all(model, patches, lambda x: model.head.vector(model.look(x)), device, precision, label)
+
+
+def _of_all(
+    model: Classifier,
+    patches: Any,
+    ask: Callable[[Tensor], Tensor],
+    device: str | torch.device,
+    precision: str,
+    label: str,
+) -> NDArray[np.float32]:
     device = pick_device(device)
     dtype = pick_precision(device, precision)
     was_training = model.training
@@ -41,8 +61,8 @@ def pooled_features(
             for start in range(0, len(patches), BATCH):
                 x = model.prepare(np.asarray(patches[np.arange(start, min(start + BATCH, len(patches)))]))
                 with autocast(x.device, dtype):
-                    pooled = model.features(x)
-                parts.append(pooled.float().cpu().numpy())
+                    found = ask(x)
+                parts.append(found.float().cpu().numpy())
                 for _ in range(len(x)):
                     step("")
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from midog.report.text import text_table
+from midog.robustness.change import RobustnessChange
 
 TITLES = {
     "paired": "robustness index, pairs",
@@ -33,6 +34,25 @@ def robustness_text(result: Mapping[str, Any]) -> str:
     if result["left_out"]:
         head += f"; {result['left_out']} rows without one of the two left out"
     return "\n\n".join([head, text_table(rows), *problems])
+
+
+def changes_text(changes: Mapping[str, RobustnessChange]) -> str:
+    """A row for each run of `fold_features.robustness_of_runs`."""
+    rows = []
+    for name, found in changes.items():
+        card, moved = found.card, found.interval
+        rows.append(
+            {
+                "features": name,
+                "robustness index, pairs": card.robustness_index,
+                "95 %": (card.interval.low, card.interval.high) if card.interval else None,
+                "chance": card.chance,
+                "change": found.change,
+                "95 % ": (moved.low, moved.high) if moved else None,
+                "of": f"k {card.k}, n {card.n}, support {card.support:.2f}",
+            }
+        )
+    return text_table(rows)
 
 
 def _rows(measure: str, title: str, value: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -48,6 +48,16 @@ class PairedRobustness:
         }
 
 
+@dataclass(frozen=True)
+class PairCounts:
+    """What `PairedRobustness` is made of: neighbours counted at `ks` over the draws of all `pairs`, by case."""
+
+    tally: Tally
+    ks: tuple[int, ...]
+    pairs: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
 def paired_robustness(
     features: ArrayLike,
     label: ArrayLike,
@@ -66,6 +76,22 @@ def paired_robustness(
 
     Raises: DataError where no pair is left, with the reason for each.
     """
+    found = count_pairs(features, label, confounder, group, k, repeats, seed)
+    curve = found.tally.cards(found.ks, seed)
+    return PairedRobustness(curve[found.ks.index(k)], curve, found.pairs, found.left_out, repeats)
+
+
+def count_pairs(
+    features: ArrayLike,
+    label: ArrayLike,
+    confounder: ArrayLike,
+    group: ArrayLike,
+    k: int = K,
+    repeats: int = REPEATS,
+    seed: int = 0,
+) -> PairCounts:
+    """The counts of `paired_robustness`, with its arguments. What is drawn depends on the table and the seed alone, so
+    that two feature spaces of the same patches are counted on the same draws."""
     x = unit_rows(features)
     label_codes, label_names = levels(label, "label", len(x))
     confounder_codes, confounder_names = levels(confounder, "confounder", len(x))
@@ -92,7 +118,7 @@ def paired_robustness(
         draws[name] = drawn
     if not draws:
         raise DataError(f"no pair can be compared at k = {k}", "a smaller k, or more cases", left_out)
-    ks = sorted({k, *(other for other in KS if other <= longest)})
+    ks = tuple(sorted({k, *(other for other in KS if other <= longest)}))
     total: Tally | None = None
     for drawn in draws.values():
         for rows in drawn:
@@ -100,8 +126,7 @@ def paired_robustness(
             part = count_neighbours(near, label_codes[rows], confounder_codes[rows], index[rows], cases, ks)
             total = part if total is None else total + part
     assert total is not None
-    curve = total.cards(ks, seed)
-    return PairedRobustness(curve[ks.index(k)], curve, tuple(draws), tuple(left_out), repeats)
+    return PairCounts(total, ks, tuple(draws), tuple(left_out))
 
 
 def pairs_of(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,14 @@ class Tally:
             self.supported + other.supported,
             self.n + other.n,
             (self.expected[0] + other.expected[0], self.expected[1] + other.expected[1]),
+        )
+
+    def beside(self, other: Tally) -> Tally:
+        """Counts of other cases beside these: of another feature space, whose patches are no neighbours of these."""
+        return replace(
+            self + replace(other, so=np.zeros_like(self.so), os=np.zeros_like(self.os)),
+            so=np.concatenate([self.so, other.so]),
+            os=np.concatenate([self.os, other.os]),
         )
 
     def cards(self, ks: Sequence[int], seed: int = 0) -> tuple[RobustnessCard, ...]:

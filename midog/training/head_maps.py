@@ -55,8 +55,8 @@ def head_maps(classifier: Classifier, patches: FoldPatches) -> dict[str, Any] | 
 def _seen(head: JointHead | ConceptHead, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features before and after the head, and its map, of a batch."""
     if isinstance(head, JointHead):
-        return given[:, 0], head.joined(given)[0], head.attend(given)
-    return given, head.encode(given)[0], head.scores(given)
+        return given[:, 0], head.vector(given), head.attend(given)
+    return given, head.vector(given), head.scores(given)
 
 
 def _components(x: NDArray[np.float32]) -> list[list[float]]:

@@ -109,6 +109,11 @@ def test_nothing_flows_back_from_the_concepts() -> None:
     assert built.concepts.weight.grad is not None and built.concepts.weight.grad.abs().sum() > 0
 
 
+def test_the_logit_is_read_from_the_bottleneck() -> None:
+    built, x = head(), draw(5, 12)
+    assert torch.equal(built.read(built.vector(x)), built(x))
+
+
 def test_evaluation_is_deterministic_and_training_draws() -> None:
     built, x = head(), draw(5, 12)
     assert torch.equal(built(x), built(x))

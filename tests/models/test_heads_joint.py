@@ -88,6 +88,11 @@ def test_a_masked_token_is_as_good_as_none(tokens: Tensor, pooling: str) -> None
 
 
 @torch.no_grad()
+def test_the_logit_is_read_from_the_joined_vector(tokens: Tensor) -> None:
+    built = head()
+    assert torch.equal(built.linear(built.vector(tokens)).squeeze(-1), built(tokens))
+
+
 def test_a_gate_of_one_is_a_linear_probe_on_the_global_token(tokens: Tensor) -> None:
     built = head(gate=1)
     c = built.norm_global(tokens[:, 0])

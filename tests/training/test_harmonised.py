@@ -15,6 +15,7 @@ from midog.data.patches import PatchTable
 from midog.data.pixels import open_pixels
 from midog.errors import DataError, UsageError
 from midog.files import read_json
+from midog.fold_features import member_features, robustness_of_runs
 from midog.models.classifier import pretrained_state
 from midog.models.features import pooled_features
 from midog.models.harmonise import CombatFeatures, fit_combat
@@ -109,6 +110,22 @@ def test_combat_is_that_of_the_training_patches_and_the_nearest_scanner(
     for row, found in zip(new, alike, strict=True):
         label_free = replace(wanted, effects=np.zeros((0, len(wanted.mean))))
         np.testing.assert_allclose(found, label_free.transform(row[None], ["?"], unseen="nearest")[0], atol=0.1)
+
+
+def test_features_of_the_head_are_measured_beside_those_before_it_and_members_are_compared(run: Run) -> None:
+    found = member_features(run, "combat").arrays
+    assert set(found) == {"frozen", "adapted", "head"} and set(member_features(run, "plain").arrays) < set(found)
+    model = model_of(run, "combat").switch(run.fold_folder("combat", 0) / "model.safetensors")
+    assert isinstance(model.head, CombatHead)
+    np.testing.assert_allclose(found["head"], model.head.harmonise(torch.from_numpy(found["adapted"])), atol=1e-4)
+    members = [(run.path, name) for name in ("plain", "combat")]
+    plain, combat = (f"{run.path.name}:{name}" for _, name in members)
+    compared = robustness_of_runs(members, "scanner", k=1)
+    assert list(compared) == ["frozen", plain, combat] and compared[plain].change is None
+    both, parts = compared[combat], [robustness_of_runs(members, "scanner", fold=k, k=1)[combat] for k in (0, 1)]
+    assert both.card.n == sum(part.card.n for part in parts) and both.card.so == sum(part.card.so for part in parts)
+    before, after = compared[plain].card.robustness_index, both.card.robustness_index
+    assert before is not None and after is not None and both.change == pytest.approx(after - before)
 
 
 def test_the_fold_model_says_how_it_is_made_and_plain_ones_stay_what_they_were(run: Run) -> None:

@@ -32,6 +32,10 @@ class HeadModule(nn.Module):
         """
         return self(given), {}
 
+    def vector(self, given: Tensor) -> Tensor:
+        """(n, …) float32 features that the head reads its logit from: what it is given, unless it makes its own."""
+        return given.float()
+
     def notes(self) -> dict[str, float]:
         """What an epoch's log line says of the head, forgotten as it is told."""
         return {}

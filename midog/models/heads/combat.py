@@ -35,6 +35,9 @@ class CombatHead(HeadModule):
         logits: Tensor = self.head(self.harmonise(given))
         return logits
 
+    def vector(self, given: Tensor) -> Tensor:
+        return self.harmonise(given)
+
     def harmonise(self, features: Tensor) -> Tensor:
         """(n, features) to the same: location and scale of the nearest scanner taken out."""
         with torch.autocast(features.device.type, enabled=False):

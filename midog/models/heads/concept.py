@@ -133,10 +133,14 @@ class ConceptHead(HeadModule):
         logits: Tensor = self.linear(torch.cat((z, x_c), dim=1)).squeeze(-1)
         return logits
 
+    def vector(self, given: Tensor) -> Tensor:
+        with torch.autocast(given.device.type, enabled=False):
+            return self.encode(given)[0]
+
     def scores(self, given: Tensor) -> Tensor:
         """The concept map: standardised similarity (n, concepts) of each patch to each concept, normal ones first."""
         with torch.autocast(given.device.type, enabled=False):
-            return concept_scores(self.encode(given)[0], self.class_anchors)
+            return concept_scores(self.vector(given), self.class_anchors)
 
     def _draw(self, mean: Tensor, log_variance: Tensor) -> Tensor:
         if not self.training:

@@ -107,6 +107,9 @@ class JointHead(HeadModule):
         logits: Tensor = self._logits(self.joined(given, mask)[0])
         return logits
 
+    def vector(self, given: Tensor) -> Tensor:
+        return self.joined(given)[0]
+
     def joined(self, given: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """h (n, 2 · width) float32, and the attention (n, t) that made it."""
         with torch.autocast(given.device.type, enabled=False):
