@@ -15,7 +15,9 @@ from midog.train_cli import Pretrained
 def features(
     what: Annotated[
         list[str],
-        typer.Argument(help="A run, RUN:MEMBER, or a feature file (safetensors, npz, npy, csv); or several runs."),
+        typer.Argument(
+            help="A run, RUN:MEMBER or a feature file (safetensors, npz, npy, csv); a grid or several runs."
+        ),
     ],
     by: Annotated[str | None, typer.Option(help="Measure robustness against this column: scanner, tumour, …")] = None,
     label: Annotated[str, typer.Option(help="Column of the biology.")] = "label",
@@ -36,12 +38,11 @@ def features(
     Of several runs: the robustness index of what each one's head reads, and its change against the first.
     """
     from midog import api
-    from midog.grid import GRID_FILE
     from midog.report.robustness import changes_text, robustness_text
     from midog.robustness.features import read_features, write_features
     from midog.robustness.report import MEASURES, report
 
-    what = [source for source in what if Path(source).name != GRID_FILE]  # `runs/grid/*` names it too
+    what = [run for source in what for run in _runs(source)]
     if len(what) > 1:
         if by is None or out is not None or only or (label, case) != ("label", "case"):
             fix = f"midog features {' '.join(what)} --by scanner"
@@ -59,3 +60,11 @@ def features(
     if by is not None:
         result = report(found, label, by, case, only or MEASURES)
         show(result, robustness_text(result), as_json)
+
+
+def _runs(source: str) -> list[str]:
+    """A grid's folder as its runs, those of the baseline first; anything else as it is."""
+    from midog.grid import read_grid
+
+    grid = read_grid(Path(source)) if Path(source).is_dir() else None
+    return [source] if grid is None else [str(Path(source) / run.name) for run in grid.runs]

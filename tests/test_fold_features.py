@@ -12,6 +12,7 @@ import midog
 from midog.cli import run as command
 from midog.errors import DataError, UsageError, WeightsError
 from midog.files import read_json, write_json
+from midog.grid import make_grid, write_grid
 from midog.robustness.features import read_features
 
 
@@ -93,3 +94,15 @@ def test_several_runs_are_compared_by_one_column_alone(tiny_run: Path, capsys: p
     assert "confounder has one level" in capsys.readouterr().err
     with pytest.raises(UsageError, match="two runs are called run:vit"):
         midog.compare_features([both[0], both[0]], "domain")
+
+
+def test_a_grid_stands_for_its_runs_and_the_baseline_comes_first(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = make_grid([("each.harmonise", ["off", "combat"])], [0])
+    write_grid(tmp_path, grid)
+    for run in grid.runs:
+        (tmp_path / run.name).symlink_to(tiny_run)
+    assert command(["features", str(tmp_path)]) == 2
+    names = [f"{tmp_path}/harmonise={value},seed=0" for value in ("off", "combat")]
+    assert f"midog features {' '.join(names)} --by scanner" in capsys.readouterr().err
