@@ -1,12 +1,19 @@
 """Macenko's stain normalisation: the patch's own haematoxylin and eosin, shown in fixed ones of fixed strength.
 
 On tensors, a batch at a time, with gradients, and without waiting for the device: no eigenvalue routine, no loop over
-patches.
+patches. `macenko_patches` is the same for uint8 arrays: a view, and an augmentation (`augment.normalise`).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midog.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,19 +35,24 @@ LEAST_TISSUE = 0.01
 SQUARINGS = 8
 
 
-def macenko(x: Tensor) -> Tensor:
+def macenko(x: Tensor, strengths: Sequence[float] = STRENGTHS) -> Tensor:
     """Give each patch the stains of the reference.
 
     Args:
         x: (n, 3, h, w) float RGB in 0…1. Pure black pixels are border padding: they do not count and stay black.
+        strengths: optical density of the strongest haematoxylin and eosin, above 0.
 
     Returns: the same shape, dtype and device, in 0…1, not rounded to grey levels. A patch that is almost all glass, or
         in which two stains cannot be told apart, comes back as it is.
+
+    Raises: ArgumentError for strengths that are not two finite numbers above 0.
 
     Source: Macenko et al. 2009, ISBI, 1107; centred covariance as in the method's public implementations.
     """
     import torch
 
+    if len(strengths) != 2 or not all(0 < strength < math.inf for strength in strengths):
+        raise ArgumentError(f"stain strengths {list(strengths)}", "two finite numbers above 0: haematoxylin, eosin")
     n, _, height, width = x.shape
     seen = (x > 0).any(dim=1).flatten(1)
     density = -((255 * x + 1) / WHITE).log().flatten(2)
@@ -57,13 +69,24 @@ def macenko(x: Tensor) -> Tensor:
         enough = enough & (strength > 0.01)
     shown = [
         amount * (wanted / strength.clamp_min(0.01))[:, None]
-        for amount, strength, wanted in zip(both, strongest, STRENGTHS, strict=True)
+        for amount, strength, wanted in zip(both, strongest, strengths, strict=True)
     ]
     # Channel by channel: numbers of this program need no copy to the device.
     channels = [shown[0] * STAINS[0][c] + shown[1] * STAINS[1][c] for c in range(3)]
     intensity = (WHITE * (-torch.stack(channels, dim=1)).exp() - 1).clamp(0, 255) / 255
     changed = seen[:, None] & enough[:, None, None]
     return torch.where(changed.view(n, 1, height, width), intensity.view_as(x), x)
+
+
+def macenko_patches(patches: NDArray[np.uint8], strengths: Sequence[float] = STRENGTHS) -> NDArray[np.uint8]:
+    """`macenko` of (n, h, w, 3) uint8 RGB patches, rounded to grey levels.
+
+    In double precision, so that threads and the other patches of a batch change no grey level.
+    """
+    import torch
+
+    shown = macenko(torch.tensor(patches).permute(0, 3, 1, 2).double() / 255, strengths)
+    return np.ascontiguousarray((255 * shown).round().byte().permute(0, 2, 3, 1).numpy())
 
 
 def _stains(density: Tensor, tissue: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

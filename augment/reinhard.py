@@ -1,4 +1,4 @@
-"""Reinhard's transfer of colour statistics, and the stain-normalised view. The container runs it too."""
+"""Reinhard's transfer of colour statistics, also as a view. The container runs it too."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def reinhard(image: Patch, mean: ArrayLike, std: ArrayLike) -> Patch:
     return changed
 
 
-def normalise(patches: Patch) -> Patch:
-    """The stain-normalised view: each of (n, h, w, 3) uint8 RGB patches with the statistics of `TYPICAL`."""
+def reinhard_patches(patches: Patch) -> Patch:
+    """A view: each of (n, h, w, 3) uint8 RGB patches with the statistics of `TYPICAL`."""
     return np.stack([reinhard(patch, *TYPICAL) for patch in patches]) if len(patches) else patches
 
 

@@ -1,4 +1,4 @@
-"""Test-time views: the eight symmetries of the square for arrays and tensors alike, and one stain-normalised view.
+"""Test-time views: the eight symmetries of the square for arrays and tensors alike, and two stain-normalised views.
 
 Source: the dihedral group D4; averaging logits over it is the field's usual test-time augmentation.
 """
@@ -22,15 +22,18 @@ TURNS: dict[str, tuple[int, bool]] = {
 """Quarter turns against the clock, and whether left and right are swapped first."""
 
 DIHEDRAL: tuple[str, ...] = tuple(TURNS)
-NORMALISED = "normalised"
-"""The patch itself in another colour: `augment.reinhard.normalise`, before it becomes a network's input."""
-VIEW_NAMES: tuple[str, ...] = (*DIHEDRAL, NORMALISED)
+NORMALISED, MACENKO = "normalised", "macenko"
+"""The patch itself in other colours, before it becomes a network's input: `augment.reinhard.reinhard_patches`,
+`augment.macenko.macenko_patches`."""
+VIEW_NAMES: tuple[str, ...] = (*DIHEDRAL, NORMALISED, MACENKO)
 VIEW_SETS: dict[str, tuple[str, ...]] = {
     "none": DIHEDRAL[:1],
     "rot4": DIHEDRAL[:4],
     "d4": DIHEDRAL,
     "stain": (DIHEDRAL[0], NORMALISED),
-    "d4_stain": VIEW_NAMES,
+    "d4_stain": (*DIHEDRAL, NORMALISED),
+    "macenko": (DIHEDRAL[0], MACENKO),
+    "d4_macenko": (*DIHEDRAL, MACENKO),
 }
 
 

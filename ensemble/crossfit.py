@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Kind = Literal["tuned", "equal", "stack"]
-Views = Literal["none", "rot4", "d4", "stain", "d4_stain"]
+Views = Literal["none", "rot4", "d4", "stain", "d4_stain", "macenko", "d4_macenko"]
 Threshold = Literal["pooled", "across"]
 
 KINDS: tuple[str, ...] = ("equal", "tuned", "stack")

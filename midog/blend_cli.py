@@ -28,7 +28,8 @@ def blend(
     kind: Annotated[str | None, typer.Option(help="tuned, equal or stack.")] = None,
     trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
     views: Annotated[
-        str | None, typer.Option(help="none, rot4, d4, stain or d4_stain: views averaged for each patch.")
+        str | None,
+        typer.Option(help="none, rot4, d4, stain, d4_stain, macenko or d4_macenko: views averaged for each patch."),
     ] = None,
     threshold: Annotated[str | None, typer.Option(help="pooled, or across: one that serves each domain.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the search and of the cross-fitting.")] = None,

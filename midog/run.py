@@ -36,9 +36,9 @@ OOF_HEADER = ("patch_id", "fold", *(f"logit_{name}" for name in VIEW_NAMES))
 class Oof:
     """Out-of-fold logits of one member.
 
-    `ids` are patch ids, `folds` (n,) int32 the fold that left the patch out, `logits` (n, 9) float64 logits of
-    *atypical*, one column per view in the order of `augment.views.VIEW_NAMES` (identity first; NaN in the last one, the
-    stain-normalised view, where an earlier release did not store it).
+    `ids` are patch ids, `folds` (n,) int32 the fold that left the patch out, `logits` (n, 10) float64 logits of
+    *atypical*, one column per view in the order of `augment.views.VIEW_NAMES` (identity first; NaN in the last ones,
+    the stain-normalised views, where an earlier release did not store them).
     """
 
     ids: tuple[str, ...]
@@ -85,7 +85,7 @@ def read_oof(path: Path | str) -> Oof:
         raise DataError(f"{path} holds a value that is no number: {error}", "train the fold again") from None
     _check_rows(path, ids, logits)
     views = np.full((len(ids), len(VIEW_NAMES)), np.nan)
-    views[:, : len(stored) - 2] = logits.reshape(len(ids), len(stored) - 2)
+    views[:, [OOF_HEADER.index(name) - 2 for name in stored[2:]]] = logits.reshape(len(ids), len(stored) - 2)
     return Oof(ids, folds, views)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from augment.reinhard import normalise
-from augment.views import NORMALISED, apply_view
+from augment.macenko import macenko_patches
+from augment.reinhard import reinhard_patches
+from augment.views import MACENKO, NORMALISED, apply_view
 from midog.errors import UsageError
 from midog.progress import steps
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from midog.models.classifier import Classifier
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
+RECOLOURED = {NORMALISED: reinhard_patches, MACENKO: macenko_patches}
+"""Views that are made of the patches; the others are made of the network's input."""
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -140,7 +143,7 @@ def _logits(
         x = model.prepare(chunk)
         columns = []
         for view in views:
-            seen = model.prepare(normalise(chunk)) if view == NORMALISED else apply_view(x, view)
+            seen = model.prepare(RECOLOURED[view](chunk)) if view in RECOLOURED else apply_view(x, view)
             with autocast(x.device, dtype):
                 column = model(seen).double()
             if dtype != torch.float32 and not bool(torch.isfinite(column).all()):

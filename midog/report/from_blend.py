@@ -80,6 +80,8 @@ VIEWS = {
     "d4": "eight views",
     "stain": "the patch and its stain-normalised view",
     "d4_stain": "eight views and a stain-normalised one",
+    "macenko": "the patch and its Macenko-normalised view",
+    "d4_macenko": "eight views and a Macenko-normalised one",
 }
 
 

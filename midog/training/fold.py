@@ -264,7 +264,7 @@ def judge(patches: FoldPatches, classifier: Classifier, state: checkpoint.State,
 
 
 def score(patches: FoldPatches, classifier: Classifier, device: torch.device) -> Oof:
-    """Logits of the left-out patches in all eight views.
+    """Logits of the left-out patches in every view.
 
     Raises: WeightsError when one is not finite.
     """

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from augment.reinhard import TYPICAL, colour_statistics, lab_to_rgb, normalise, reinhard, reinhard_pixels, rgb_to_lab
+from augment.reinhard import (
+    TYPICAL,
+    colour_statistics,
+    lab_to_rgb,
+    reinhard,
+    reinhard_patches,
+    reinhard_pixels,
+    rgb_to_lab,
+)
 from augment.stain import STAINS, jitter_stain
 
 
@@ -43,12 +51,12 @@ def test_white_and_middle_grey():
 def test_the_normalised_view_gives_every_patch_one_colour(patch):
     pale, dark = jitter_stain(patch, (0.7, 0.8, 1)), jitter_stain(patch, (1.4, 1.2, 1))
     before = [colour_statistics(image)[0] for image in (pale, dark)]
-    seen = normalise(np.stack([pale, dark]))
+    seen = reinhard_patches(np.stack([pale, dark]))
     after = [colour_statistics(image)[0] for image in seen]
     assert seen.dtype == np.uint8 and seen.shape == (2, *patch.shape)
     assert np.abs(before[0] - before[1]).max() > 10 * np.abs(after[0] - after[1]).max()
     np.testing.assert_allclose(after[0], TYPICAL[0], atol=2)  # colours that a screen cannot show are clipped
-    assert normalise(seen[:0]).shape == (0, *patch.shape)
+    assert reinhard_patches(seen[:0]).shape == (0, *patch.shape)
 
 
 def test_reinhard_onto_itself(patch):

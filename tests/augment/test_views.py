@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from augment.views import DIHEDRAL, VIEW_SETS, apply_view
+from augment.views import DIHEDRAL, VIEW_NAMES, VIEW_SETS, apply_view
 from midog.errors import UsageError
 
 SQUARE = np.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
@@ -15,6 +15,9 @@ SQUARE = np.arange(2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
 def test_names_and_sets():
     assert len(set(DIHEDRAL)) == 8 and DIHEDRAL[0] == "identity"
     assert VIEW_SETS["none"] == ("identity",) and VIEW_SETS["d4"] == DIHEDRAL
+    assert (*DIHEDRAL, "normalised", "macenko") == VIEW_NAMES
+    assert VIEW_SETS["stain"] == ("identity", "normalised") and VIEW_SETS["d4_stain"] == VIEW_NAMES[:9]
+    assert VIEW_SETS["macenko"] == ("identity", "macenko") and VIEW_SETS["d4_macenko"] == (*DIHEDRAL, "macenko")
     assert VIEW_SETS["rot4"] == ("identity", "rot90", "rot180", "rot270")
 
 

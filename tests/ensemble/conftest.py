@@ -39,10 +39,10 @@ def draw_table(root: Path, n: int = 300, cases: int = 30, seed: int = 0, prevale
 
 
 def draw_logits(table: PatchTable, signal: float, seed: int, noise: float = 1.0, shift: float = 0.0) -> np.ndarray:
-    """(n, 8) logits: label × signal + noise of the patch + a little noise of each view."""
+    """(n, views) logits: label × signal + noise of the patch + a little noise of each view, one view after another."""
     rng = np.random.default_rng(seed)
     z = (2.0 * table.labels - 1) * signal + noise * rng.normal(size=len(table)) + shift
-    return z[:, None] + 0.3 * rng.normal(size=(len(table), len(VIEW_NAMES)))
+    return z[:, None] + 0.3 * rng.normal(size=(len(VIEW_NAMES), len(table))).T
 
 
 def write_run(path: Path, table: PatchTable, members: Mapping[str, np.ndarray], undone: Sequence[str] = ()) -> Path:

@@ -7,14 +7,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from augment.views import VIEW_SETS
 from ensemble.blend import combine, read_blend
-from ensemble.crossfit import JOURNAL_FILE, BlendSettings, blend_oof, blend_rows, blend_runs, predict
+from ensemble.crossfit import JOURNAL_FILE, BlendSettings, Views, blend_oof, blend_rows, blend_runs, predict
 from ensemble.oof import OofSet, align
 from ensemble.predictions import read_scored
 from ensemble.result import OOF_BLEND_FILE, BlendResult
@@ -22,6 +22,7 @@ from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.files import sha256_file
 from midog.metrics import scores
+from midog.report.from_blend import VIEWS
 
 FEW = BlendSettings(trials=60)
 
@@ -170,6 +171,10 @@ def test_a_stack_is_written_in_the_one_formula(kept_run: Path) -> None:
     assert result.scores()["stack"].roc_auc > result.scores()["noise"].roc_auc
 
 
+def test_every_set_of_views_may_be_asked_for() -> None:
+    assert get_args(Views) == tuple(VIEW_SETS) == tuple(VIEWS)
+
+
 def test_a_table_of_scores(few: BlendResult) -> None:
     result = few
     rows = result.table()
@@ -193,8 +198,9 @@ def test_a_table_of_scores(few: BlendResult) -> None:
 def test_what_views_are_worth_is_read_from_stored_logits(kept_run: Path, few: BlendResult) -> None:
     oof = few.oof
     assert np.array_equal(few.cross_fitted["views none"].logit, few.cross_fitted["equal"].logit)
-    np.testing.assert_allclose(few.cross_fitted["views d4_stain"].logit, oof.logits.mean(axis=(1, 2)))
-    earlier = replace(oof, logits=np.where(np.arange(9) == 8, np.nan, oof.logits))
+    np.testing.assert_allclose(few.cross_fitted["views d4_stain"].logit, oof.logits[:, :, :9].mean(axis=(1, 2)))
+    assert "views macenko" in few.cross_fitted and "views d4_macenko" in few.cross_fitted
+    earlier = replace(oof, logits=np.where(np.arange(10) >= 8, np.nan, oof.logits))
     assert [name for name in blend_oof(earlier, FEW).cross_fitted if name.startswith("views")] == [
         "views none",
         "views rot4",

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from augment.views import VIEW_NAMES, VIEW_SETS
+from augment.macenko import macenko_patches
+from augment.reinhard import reinhard_patches
+from augment.views import DIHEDRAL, VIEW_NAMES, VIEW_SETS
 from midog.errors import UsageError
 from midog.models.backbones import find_backbone
 from midog.models.classifier import Classifier, Network, build_classifier
-from midog.models.predict import autocast, pick_device, pick_precision, predict_logits
+from midog.models.predict import RECOLOURED, autocast, pick_device, pick_precision, predict_logits
 from midog.models.preprocess import Image
 
 
@@ -32,6 +36,14 @@ def test_one_view_is_the_plain_forward() -> None:
     assert (found.shape, found.dtype) == ((7, 1), np.float64)
     np.testing.assert_allclose(found[:, 0], expected, atol=1e-6)
     assert np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize(("view", "recolour"), [("normalised", reinhard_patches), ("macenko", macenko_patches)])
+def test_a_normalised_view_is_the_normalised_patch_itself(view: str, recolour: Any) -> None:
+    seen = predict_logits(MODEL, PATCHES, (view,), "cpu")
+    np.testing.assert_array_equal(seen, predict_logits(MODEL, recolour(PATCHES), ("identity",), "cpu"))
+    assert np.abs(seen - ALONE[:, :1]).max() > 0.01
+    assert set(RECOLOURED) == set(VIEW_NAMES) - set(DIHEDRAL)
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,7 +92,7 @@ class _Broken:
 
 
 def test_no_patches_give_no_logits() -> None:
-    assert predict_logits(MODEL, PATCHES[:0], VIEW_NAMES, "cpu").shape == (0, 9)
+    assert predict_logits(MODEL, PATCHES[:0], VIEW_NAMES, "cpu").shape == (0, 10)
 
 
 def test_what_half_precision_cannot_hold_is_computed_again() -> None:

@@ -49,7 +49,7 @@ def test_costs_add_up(table: PatchTable, tmp_path: Path) -> None:
     (tmp_path / "mixed.yaml").write_text(MIXED)
     result = dry_run(load_recipe(tmp_path / "mixed.yaml"), table)
     for proof in result.proofs:
-        scoring = proof.seconds_per_view * 9 * 24  # nine views of the half that is left out
+        scoring = proof.seconds_per_view * 10 * 24  # ten views of the half that is left out
         assert proof.seconds_per_fold == pytest.approx(proof.seconds_per_epoch + scoring)
         assert proof.memory > 4 * proof.parameters
     assert result.seconds == pytest.approx(2 * sum(proof.seconds_per_fold for proof in result.proofs))
@@ -66,7 +66,7 @@ def test_a_start_is_proved_and_counted(table: PatchTable, tmp_path: Path) -> Non
     assert plain.start == "" and plain.seconds_of_start == 0
     assert [proof.start for proof in started] == ["reconstruct, epochs: 1", "distil, epochs: 3"]
     for proof in started:
-        scoring = proof.seconds_per_view * 9 * 24
+        scoring = proof.seconds_per_view * 10 * 24
         assert proof.seconds_per_fold == pytest.approx(proof.seconds_of_start + proof.seconds_per_epoch + scoring)
         assert proof.seconds_of_start > 0 and proof.largest_difference < 1e-5
         assert f"its start ({proof.start})" in result.text()
