@@ -34,7 +34,7 @@ class OofSet:
     """Logits of several members on the same patches.
 
     `table` the n training patches with a label; `folds` (n,) int32 the fold that left each out; `names` the m
-    members; `logits` (n, m, 9) float64, views in the order of `augment.views.VIEW_NAMES`.
+    members; `logits` (n, m, 10) float64, views in the order of `augment.views.VIEW_NAMES`.
     """
 
     table: PatchTable
@@ -72,7 +72,7 @@ class OofSet:
         return replace(self, names=names, sources=sources, logits=self.logits[:, list(columns)])
 
     def holds(self, views: str) -> bool:
-        """Whether every member's logits of these views are stored: earlier releases kept the eight symmetries alone."""
+        """Whether every member's logits of these views are stored: earlier releases kept fewer than this one."""
         return bool(np.isfinite(self.logits[:, :, _columns(views)]).all())
 
     def views(self, views: str) -> NDArray[np.float64]:
@@ -83,7 +83,7 @@ class OofSet:
         if views not in VIEW_SETS:
             raise unknown("views", views, VIEW_SETS)
         if not self.holds(views):
-            fix = "--views d4, or train again: this release stores the stain-normalised view too"
+            fix = "--views d4, or train again: this release stores the stain-normalised views too"
             raise DataError(f"views {views} are not stored for all of {', '.join(self.names)}", fix)
         return np.asarray(self.logits[:, :, _columns(views)].mean(axis=2), dtype=np.float64)
 
@@ -200,8 +200,6 @@ def _match(source: Source, table: PatchTable, oof: Oof, part: bool) -> tuple[NDA
         for what, ids in (("missing", lacking), ("of other data", foreign), ("twice", doubled))
         if ids
     ]
-    if not lacking and not np.isfinite(oof.logits).all():
-        problems.append(f"{source.name}: logits that are not finite")
     if not lacking and not foreign:
         problems += _other_columns(source, table, own)
     rows = np.array([at.get(patch_id, -1) for patch_id in table.ids], dtype=np.int64)

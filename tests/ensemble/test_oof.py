@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from augment.views import VIEW_NAMES
+from augment.views import VIEW_NAMES, VIEW_SETS
 from ensemble.oof import align, split_spec
 from midog.data.folds import make_folds
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
-from midog.files import read_json, write_csv, write_json
+from midog.files import read_csv, read_json, sha256_file, write_csv, write_json
 
 
 def other_run(make: Any, tmp_path: Path, table: PatchTable, name: str = "two", member: str = "other") -> Path:
@@ -31,10 +31,28 @@ def test_views_average_logits(make: Any, run: Path) -> None:
     assert np.array_equal(oof.views("none"), oof.logits[:, :, VIEW_NAMES.index("identity")])
     np.testing.assert_allclose(oof.views("d4"), oof.logits[:, :, :8].mean(axis=2))
     np.testing.assert_allclose(oof.views("stain"), oof.logits[:, :, [0, 8]].mean(axis=2))
+    np.testing.assert_allclose(oof.views("macenko"), oof.logits[:, :, [0, 9]].mean(axis=2))
+    np.testing.assert_allclose(oof.views("d4_macenko"), oof.logits[:, :, [*range(8), 9]].mean(axis=2))
     turns = [VIEW_NAMES.index(f"rot{angle}") for angle in (90, 180, 270)]
     np.testing.assert_allclose(oof.views("rot4"), oof.logits[:, :, [0, *turns]].mean(axis=2))
     with pytest.raises(UsageError, match="unknown views"):
         oof.views("d8")
+
+
+def test_members_of_an_earlier_release_blend_in_the_views_that_they_have(make: Any, run: Path) -> None:
+    for folder in sorted(run.glob("*/fold_*")):
+        header, rows = read_csv(folder / "oof.csv")
+        assert header[-1] == "logit_macenko"
+        write_csv(folder / "oof.csv", header[:-1], [row[:-1] for row in rows])
+        write_json(
+            folder / "done.json", {**read_json(folder / "done.json"), "oof_sha256": sha256_file(folder / "oof.csv")}
+        )
+    oof = align([run])
+    assert [views for views in VIEW_SETS if oof.holds(views)] == ["none", "rot4", "d4", "stain", "d4_stain"]
+    np.testing.assert_allclose(oof.views("d4_stain"), oof.logits[:, :, :9].mean(axis=2))
+    with pytest.raises(DataError, match="views macenko are not stored for all of good, fair, noise") as caught:
+        oof.views("macenko")
+    assert "--views d4" in caught.value.fix
 
 
 def test_one_member_of_several_runs_and_their_names(make: Any, run: Path, tmp_path: Path, table: PatchTable) -> None:
@@ -113,8 +131,6 @@ def test_a_missing_or_doubled_patch_is_an_error(make: Any, run: Path) -> None:
     done = file.with_name("done.json")
 
     def rewrite(changed: list[list[str]]) -> None:
-        from midog.files import sha256_file
-
         write_csv(file, header, changed)
         write_json(done, {**read_json(done), "oof_sha256": sha256_file(file)})
 
