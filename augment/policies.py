@@ -1,7 +1,8 @@
 """Kinds of augmentation and the policy that carries one out: seeded per sample, a patch in, a patch out.
 
-Order (our choice): colour first, at native resolution (Fourier, stain, brightness), then geometry (fisheye, scale and
-shift read the pixels once, together), then a symmetry of the square, then what a scanner does last (blur, JPEG).
+Order (our choice): colour first, at native resolution (normalisation, Fourier, stain, brightness), then geometry
+(fisheye, scale and shift read the pixels once, together), then a symmetry of the square, then what a scanner does last
+(blur, JPEG).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from augment.checks import between
 from augment.fisheye import Fisheye, lens_map, resample
 from augment.fourier import Fourier, TargetAmplitude, fourier_domain_adaptation
+from augment.normalise import Normalise, normalise
 from augment.optics import Blur, Brightness, Jpeg, blur, brighten, compress
 from augment.placement import Dihedral, Shift, turn
 from augment.stain import Stain, draw_jitter, jitter_stain
@@ -40,6 +42,7 @@ class Augment:
     dihedral: Dihedral | None = field(default_factory=Dihedral)
     blur: Blur | None = None
     jpeg: Jpeg | None = None
+    normalise: Normalise | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KIND_NAMES:
@@ -57,6 +60,7 @@ TYPES: dict[str, type[Any]] = {
     "dihedral": Dihedral,
     "blur": Blur,
     "jpeg": Jpeg,
+    "normalise": Normalise,
 }
 KINDS: dict[str, Augment] = {
     "none": Augment("none", **dict.fromkeys(TRANSFORMS)),
@@ -120,6 +124,8 @@ class Policy:
         """
         settings, drawn = self.augment, self._draw(rng)
         patch = image
+        if settings.normalise and (u := drawn.get("normalise")):
+            patch = normalise(patch, settings.normalise, u[1:7])
         if settings.fourier and (u := drawn.get("fourier")):
             target = self.targets[int(u[2] * len(self.targets))]
             beta = between(settings.fourier.beta, u[1])

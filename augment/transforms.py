@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from augment import fisheye as lens
 from augment import fourier, stain
+from augment import normalise as normalisation
 from augment.policies import Augment, build_policy, refuse_agpl
 
 refuse_agpl()
@@ -92,6 +93,20 @@ class StainJitter(albumentations.ImageOnlyTransform):  # type: ignore[misc]
 
     def apply(self, img: Image, factors: list[float], shifts: list[float], **params: Any) -> Image:
         return stain.jitter_stain(img, factors, shifts)
+
+
+class StainNormalisation(albumentations.ImageOnlyTransform):  # type: ignore[misc]
+    """`augment.normalise.normalise` of uint8 RGB. Args: method, spread, p as in `augment.normalise.Normalise`."""
+
+    def __init__(self, method: str = "reinhard", spread: float = 0.1, p: float = 0.5) -> None:
+        self.settings = normalisation.Normalise(p, method, spread)
+        super().__init__(p=p)
+
+    def get_params(self) -> Parameters:
+        return {"u": [self.py_random.random() for _ in range(6)]}
+
+    def apply(self, img: Image, u: list[float], **params: Any) -> Image:
+        return normalisation.normalise(img, self.settings, u)
 
 
 class PatchPolicy(albumentations.ImageOnlyTransform):  # type: ignore[misc]

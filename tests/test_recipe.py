@@ -222,6 +222,10 @@ BAD = [
         "members: {uni: {augment: {fourier: {bta: [0, 1]}}}}",
         "members.uni.augment.fourier.bta: did you mean beta?",
     ),
+    (
+        "members: {uni: {augment: {normalise: {method: makenko}}}}",
+        "members.uni.augment: unknown normalise.method: makenko; did you mean macenko?",
+    ),
     ("members: {uni: {augment: {fisheyes: off}}}", "members.uni.augment.fisheyes: did you mean fisheye?"),
     ("members: {uni: {tune: {kind: full, rank: 4}}}", "members.uni.tune.rank: unknown key; the keys here are kind"),
     ("members: {uni: {tune: ful}}", "members.uni.tune.kind: no kind ful; did you mean full?"),

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 DATA = Path(os.environ.get("MIDOG_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
@@ -13,6 +14,15 @@ def kodak() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no photographs at {folder} (set MIDOG_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_patches() -> np.ndarray:
+    """(8, 128, 128, 3) uint8: AMi-Br patches of both classes."""
+    files = sorted((DATA / "amibr" / "patches").glob("*/*.png"))
+    if not files:
+        pytest.skip(f"no AMi-Br patches in {DATA} (set MIDOG_DATA)")
+    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files[:: len(files) // 7][:8]])
 
 
 @pytest.fixture

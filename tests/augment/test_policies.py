@@ -29,6 +29,7 @@ def test_the_kinds():
     assert light.fisheye is None and light.fourier is None and light.dihedral and light.shift and light.stain
     assert dataclasses.replace(light, kind="paper", fisheye=Fisheye(), fourier=Fourier()) == paper
     assert strong.fisheye == paper.fisheye and strong.fourier == paper.fourier
+    assert all(augment.normalise is None for augment in KINDS.values())
     assert strong.blur and strong.jpeg and strong.stain.scale > paper.stain.scale
 
 
@@ -116,7 +117,7 @@ def test_switching_one_transform_off_leaves_the_draws_of_the_others(name):
 
 
 def test_transforms_happen_as_often_as_p_says():
-    policy = build_policy(settings("strong"), natural_targets())
+    policy = build_policy(settings("strong", normalise="on"), natural_targets())
     drawn = [policy._draw(sample_rng(0, "m", 0, 0, at)) for at in range(2000)]
     for name in TRANSFORMS:
         share = np.mean([name in one for one in drawn])

@@ -9,7 +9,9 @@ import pytest
 from augment import transforms
 from augment.fisheye import fisheye, fisheye_map
 from augment.fourier import fourier_domain_adaptation, natural_targets, patch_targets
+from augment.macenko import macenko_patches
 from augment.policies import settings
+from augment.reinhard import reinhard_patches
 from augment.stain import jitter_stain
 from midog.errors import DataError, UsageError
 
@@ -25,6 +27,9 @@ def test_fixed_settings_give_what_the_functions_give(patch):
     )
     still = transforms.StainJitter(0, 0, p=1)(image=patch)["image"]
     np.testing.assert_array_equal(still, jitter_stain(patch, (1, 1, 1)))
+    for method, view in (("reinhard", reinhard_patches), ("macenko", macenko_patches)):
+        shown = transforms.StainNormalisation(method, 0, p=1)(image=patch)["image"]
+        np.testing.assert_array_equal(shown, view(patch[None])[0])
 
 
 def test_float_images_are_zero_to_one(patch):
@@ -51,6 +56,7 @@ def test_a_seeded_pipeline_repeats_itself(patch):
             [
                 transforms.FourierDomainAdaptation(natural_targets(), p=1),
                 transforms.StainJitter(p=1),
+                transforms.StainNormalisation(p=1),
                 transforms.Fisheye(p=1),
                 transforms.PatchPolicy(settings("paper"), natural_targets()),
             ],
@@ -67,7 +73,7 @@ def test_a_seeded_pipeline_repeats_itself(patch):
 
 
 def test_probability_zero_leaves_the_patch(patch):
-    for transform in (transforms.Fisheye(p=0), transforms.StainJitter(p=0)):
+    for transform in (transforms.Fisheye(p=0), transforms.StainJitter(p=0), transforms.StainNormalisation(p=0)):
         np.testing.assert_array_equal(transform(image=patch)["image"], patch)
 
 
@@ -76,6 +82,8 @@ def test_wrong_settings_are_refused():
         transforms.FourierDomainAdaptation([], p=0.5)
     with pytest.raises(UsageError, match=r"fisheye\.strength"):
         transforms.Fisheye((-1, 0))
+    with pytest.raises(UsageError, match=r"normalise\.method"):
+        transforms.StainNormalisation("vahadane")
     with pytest.raises(UsageError, match=r"fourier\.beta"):
         transforms.FourierDomainAdaptation(natural_targets(), (0.2, 0.1))
 
