@@ -129,11 +129,18 @@ def _least_direction(covariance: Tensor) -> Tensor:
 
 
 def _percentile(values: Tensor, chosen: Tensor, percent: float) -> Tensor:
-    """(n, p) to (n,): the percentile over the `chosen` of each row, interpolated as numpy does."""
-    ordered = values.masked_fill(~chosen, 1e6).sort(dim=1).values
+    """(n, p) to (n,): the percentile over the `chosen` of each row, interpolated as numpy does.
+
+    Only the values beyond it are put in order, from its nearer end: of a patch's 16,384 a hundredth.
+    """
+    upper = percent > 50
+    size = values.shape[1]
+    needed = min(size, int(size * min(percent, 100 - percent) / 100) + 3)
+    ordered = values.masked_fill(~chosen, -1e6 if upper else 1e6).topk(needed, dim=1, largest=upper).values
     last = (chosen.sum(dim=1) - 1).clamp_min(0)
     place = last * (percent / 100)
     low = place.floor().long()
     high = (low + 1).minimum(last)
-    below, above = (ordered.gather(1, at[:, None]).squeeze(1) for at in (low, high))
+    ends = (last - at if upper else at for at in (low, high))
+    below, above = (ordered.gather(1, at[:, None]).squeeze(1) for at in ends)
     return below + (above - below) * (place - low)

@@ -72,8 +72,9 @@ def test_the_direction_of_least_spread_is_that_of_an_eigenvalue_routine():
 
 def test_percentiles_of_chosen_values_are_those_of_numpy():
     rng = np.random.default_rng(0)
-    values, chosen = rng.normal(size=(4, 50)), rng.random((4, 50)) < 0.6
-    for percent in (0, 1, 37.5, 99, 100):
+    values, chosen = rng.normal(size=(4, 500)), rng.random((4, 500)) < 0.6
+    chosen[1], chosen[2] = True, np.arange(500) == 7
+    for percent in (0, 1, 37.5, 50, 62.5, 99, 100):
         found = _percentile(torch.from_numpy(values), torch.from_numpy(chosen), percent)
         wanted = [np.percentile(row[mask], percent) for row, mask in zip(values, chosen, strict=True)]
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
