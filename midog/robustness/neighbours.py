@@ -9,6 +9,8 @@ from midog.errors import DataError, UsageError
 from midog.metrics import case_index
 from midog.robustness.inputs import Floats, unit_rows
 
+MUTUAL = 10
+"""Neighbours that two sets of features are compared by."""
 BLOCK = 1 << 24
 """Similarities held at once: 64 MB in float32. The whole matrix of 12,000 patches would be ten times that."""
 
@@ -50,6 +52,27 @@ def neighbours(features: ArrayLike, group: ArrayLike, k: int) -> NDArray[np.intp
         similar[index[start : start + rows, None] == index] = -np.inf
         found[start : start + rows] = _largest(similar, k)
     return found
+
+
+def mutual_neighbours(a: ArrayLike, b: ArrayLike, k: int = MUTUAL) -> NDArray[np.float64]:
+    """(n,) share, 0 to 1, of each patch's k nearest by features `a` that are among its k nearest by `b`.
+
+    Args:
+        a, b: (n, …) finite features of the same patches in the same order; their widths may differ.
+        k: at most n − 1: every other patch is a candidate, those of the same case too.
+
+    Returns: 1 where both agree; features that have nothing to do with each other share k/(n − 1) on average.
+
+    Source: mutual k-nearest-neighbour alignment, Huh et al. 2024 (arXiv 2405.07987); by cosine, ties as `neighbours`.
+
+    Raises: DataError for unequal numbers of patches, fewer than two, or features that cannot be used; UsageError for
+        a k that is too large or below 1.
+    """
+    n = len(np.asarray(a))
+    if len(np.asarray(b)) != n:
+        raise DataError(f"{n} and {len(np.asarray(b))} feature vectors: the same patches are needed twice")
+    near_a, near_b = (neighbours(features, np.arange(n), k) for features in (a, b))
+    return np.asarray((near_a[:, :, None] == near_b[:, None, :]).any(axis=2).mean(axis=1), dtype=np.float64)
 
 
 def _largest(values: Floats, k: int) -> NDArray[np.intp]:

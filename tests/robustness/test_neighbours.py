@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from midog.errors import DataError, UsageError
-from midog.robustness.neighbours import neighbours, shortest_list
+from midog.robustness.neighbours import mutual_neighbours, neighbours, shortest_list
 
 
 def plain(features: np.ndarray, group: np.ndarray, k: int) -> np.ndarray:
@@ -68,3 +68,30 @@ def test_what_cannot_be_searched() -> None:
         neighbours(x, case, 1)
     with pytest.raises(DataError, match="one row a patch"):
         neighbours(x[0], case, 1)
+
+
+def test_equal_features_share_all_neighbours_and_unrelated_ones_as_many_as_chance() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(201, 16))
+    turned = x @ np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    assert mutual_neighbours(x, x).tolist() == [1.0] * 201 and mutual_neighbours(x, 3 * turned).mean() == 1
+    unrelated = np.mean([mutual_neighbours(x, rng.normal(size=(201, 5)), 20).mean() for _ in range(10)])
+    assert unrelated == pytest.approx(20 / 200, abs=0.01)
+
+
+def test_shared_neighbours_of_a_hand_made_case() -> None:
+    """Four directions; the second features swap two of them, so that some lists of two change by one."""
+    angle = np.array([0.0, 10.0, 30.0, 70.0])
+    a, b = (np.stack([np.cos(np.radians(x)), np.sin(np.radians(x))], axis=1) for x in (angle, angle[[0, 3, 2, 1]]))
+    # a: 0→{1,2} 1→{0,2} 2→{1,0} 3→{2,1}; b: 0→{3,2} 1→{2,3} 2→{3,0} 3→{0,2}
+    assert mutual_neighbours(a, b, 2).tolist() == [0.5, 0.5, 0.5, 0.5]
+    assert mutual_neighbours(a, b, 2).tolist() == mutual_neighbours(b, a, 2).tolist()
+    assert mutual_neighbours(a, b, 3).tolist() == [1.0] * 4  # everybody is everybody's neighbour
+
+
+def test_patches_that_cannot_be_compared() -> None:
+    x = np.eye(4)
+    with pytest.raises(DataError, match="4 and 3 feature vectors"):
+        mutual_neighbours(x, x[:3])
+    with pytest.raises(UsageError, match="a k from 1 to 3"):
+        mutual_neighbours(x, x, 4)
