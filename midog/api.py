@@ -11,7 +11,7 @@ result = bundle.predict(images, mpp=0.25)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,15 @@ def read_patches(
 
 
 def train_recipe(
-    recipe: Path | str, patches: PatchTable | Checked | Path | str, run: Path | str, **options: Any
+    recipe: Path | str | Mapping[str, Any],
+    patches: PatchTable | Checked | Path | str,
+    run: Path | str,
+    **options: Any,
 ) -> Run:
     """Train every (member, fold) of a recipe that `run` still lacks. The same call twice continues or does nothing.
 
     Args:
-        recipe: name of a shipped recipe, or a YAML file.
+        recipe: name of a shipped recipe, a YAML file, or what it holds.
         patches: a patch table with folds, its path, or what `read_patches` returned.
         run: folder to make or to continue.
         options: `sets` (as `--set`: "each.training.epochs=2"), and those of `training.launch.train_recipe`: `members`,

@@ -61,11 +61,11 @@ class Recipe:
         return compare_recipes(resolved(load_recipe(self.base)), resolved(self)) if self.base else ()
 
 
-def load_recipe(source: str | Path, sets: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path | Mapping[str, Any], sets: Sequence[str] = ()) -> Recipe:
     """Read a recipe and check all of it.
 
     Args:
-        source: name of a shipped recipe, or a path.
+        source: name of a shipped recipe, a path, or what such a file holds.
         sets: changes such as `members.uni.training.lr=5e-5` (values are YAML). `each.…` goes into every member, also
             where the member says otherwise: what is typed counts last.
 

@@ -39,8 +39,10 @@ def recipe_text(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def read_source(source: str | Path) -> tuple[str, dict[str, Any], str]:
+def read_source(source: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:
     """Name, raw document with `from` carried out, and the shipped recipe underneath."""
+    if isinstance(source, Mapping):
+        return _started("recipe", dict(source), "")
     shipped = isinstance(source, str) and source in _shipped_names()
     path = Path(source)
     if not shipped and not path.is_file():
@@ -53,9 +55,13 @@ def read_source(source: str | Path) -> tuple[str, dict[str, Any], str]:
     text = recipe_text(str(source)) if shipped else None
     document = _parse(text, str(source)) if text is not None else _load_file(path)
     name = str(source) if shipped else path.stem
+    return _started(name, document, name if shipped else "")
+
+
+def _started(name: str, document: dict[str, Any], base: str) -> tuple[str, dict[str, Any], str]:
     start = document.get("from")
     if start is None:
-        return name, document, name if shipped else ""
+        return name, document, base
     if next(iter(document)) != "from":
         raise UsageError(
             f"recipe {name}: `from` is not the first key", "move `from: …` to the top: everything else changes it"

@@ -361,3 +361,12 @@ def test_unknown_names_get_the_nearest_one() -> None:
         load_recipe("papr")
     with pytest.raises(UsageError, match="did you mean paper"):
         recipe_text("papr")
+
+
+def test_a_recipe_may_be_given_as_what_its_file_holds(tmp_path):
+    content = {"from": "smoke", "each": {"training": {"epochs": 3, "warmup": 1}}}
+    (tmp_path / "own.yaml").write_text(yaml_text(content))
+    given, read = load_recipe(content, ["seed=4"]), load_recipe(tmp_path / "own.yaml", ["seed=4"])
+    assert given.plain == read.plain and given.difference == read.difference and given.base == "smoke"
+    with pytest.raises(UsageError, match="ech"):
+        load_recipe({"ech": {}, "members": {"a": {"backbone": "test_vit"}}})
