@@ -75,6 +75,11 @@ class Blend:
     prevalence: float
     content: dict[str, Any]
 
+    @property
+    def threshold_rule(self) -> str:
+        """How its thresholds were fitted, `pooled` or `across`; `pooled` where an earlier release did not say."""
+        return str(self.content.get("settings", {}).get("threshold", "pooled"))
+
     def point(self, name: str = "full") -> OperatingPoint:
         """The operating point of that name. Raises: UsageError with the nearest name."""
         if name not in self.points:

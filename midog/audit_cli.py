@@ -16,7 +16,7 @@ def audit(
     source: Annotated[str, typer.Argument(help="A bundle (archive, folder, `default`), a blend, or a run.")],
     patches: Annotated[Path, typer.Argument(help="A patch table with labels.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for parts/, audit.json and audit.html.")],
-    only: Annotated[list[str] | None, typer.Option(help="Only this part (repeatable).")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this part (repeatable); small_cnn only so.")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split of the table: train or test.")] = None,
     limit: Annotated[
         int, typer.Option(help="Patches in curves; five times as many where each is asked once; 0: all.")
@@ -28,7 +28,8 @@ def audit(
     """Baselines, symmetry, scale, corruption, domains, calibration, attacks, cost: a page of figures.
 
     A run or blend is answered out of fold: each fold model for what it never saw. The same command continues after a
-    stop; parts whose inputs did not change are not repeated.
+    stop; parts whose inputs did not change are not repeated. Parts that train (small_cnn, minutes) run where --only
+    names them, and not otherwise.
     """
     from midog.audit.battery import AUDIT_FILE, PAGE_FILE
     from midog.audit.battery import audit as run_battery

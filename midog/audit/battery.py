@@ -1,6 +1,7 @@
 """The battery: every part measures and is written at once; a part whose inputs are unchanged is not repeated.
 
 FOLDER/parts/<part>.json   what a part found, or the reason why it did not run, and the hash of its inputs
+FOLDER/<part>/             the run of a part that trains
 FOLDER/audit.json          all of them, with what was audited and where it ran
 FOLDER/audit.html          the same as figures
 
@@ -29,17 +30,21 @@ from midog.provenance import provenance
 PARTS = (
     "domains",
     "baselines",
+    "small_cnn",
     "calibration",
     "symmetry",
     "field",
     "corruption",
     "attacks",
     "leakage",
+    "left_out",
     "robustness",
     "low_data",
     "cost",
 )
 """In reading order; each is a module with `TITLE`, `measure`, `headline` and `section`."""
+TRAINING = ("small_cnn",)
+"""Parts that train: they run where they are named alone, each in a folder of its name, and continue there."""
 AUDIT_FILE, PAGE_FILE = "audit.json", "audit.html"
 Say = Callable[[str], None]
 
@@ -77,7 +82,7 @@ def audit(
         source: see `opening.open_subject`, as `use` and `pretrained`.
         patches: a table with labels. split: only these rows of it.
         folder: of the results; the same call continues.
-        only: of `PARTS`; the others are taken from the folder where they are there.
+        only: of `PARTS`; the others are taken from the folder where they are there. Empty: all but those of `TRAINING`.
         say: told of each part when it is done.
 
     Raises: UsageError for unknown names; DataError where there is nothing to look at, or one class; what a part
@@ -96,13 +101,13 @@ def audit(
         raise DataError(f"all {len(many)} patches are {word}: nothing can be scored", "a table with both classes")
     about = describe(subject, given, many, settings)
     with lock(folder / ".lock", f"another process audits into {folder}"):
-        parts = {}
+        parts, asked = {}, only or [name for name in PARTS if name not in TRAINING]
         for name in PARTS:
             file = folder / "parts" / f"{name}.json"
             inputs = inputs_of(name, subject, many, settings)
             known = _known(file, inputs)
-            if known is None and (not only or name in only):
-                known = run_part(name, subject, many, settings)
+            if known is None and name in asked:
+                known = run_part(name, subject, many, settings, folder)
                 write_json(file, {**known, "inputs_sha256": inputs})
                 say(f"{name:<12}{lines({name: known})[name]}  [{known['seconds']:.0f} s]")
             if known is not None:
@@ -115,7 +120,8 @@ def audit(
 
 def inputs_of(name: str, subject: Subject, patches: Patches, settings: Settings) -> str:
     """Hash of all that a part's numbers depend on: the models' bytes, the point, the patches, release and own code."""
-    content = [subject.identity, subject.point.to_dict(), patches.identity, asdict(settings), subject.kind]
+    asked = [subject.identity, subject.kind, subject.point.to_dict(), subject.rule]
+    content = [*asked, patches.identity, asdict(settings)]
     code = sha256_file(Path(__file__).with_name(f"{name}.py"))
     return sha256_json([name, *content, subject.seen(patches).tolist(), metadata.version("midog"), code])
 
@@ -128,11 +134,11 @@ def _known(file: Path, inputs: str) -> dict[str, Any] | None:
     return content if content.get("inputs_sha256") == inputs and "not_run" not in content else None
 
 
-def run_part(name: str, subject: Subject, patches: Patches, settings: Settings) -> dict[str, Any]:
+def run_part(name: str, subject: Subject, patches: Patches, settings: Settings, folder: Path) -> dict[str, Any]:
     """{found, seconds}, or {not_run: the reason, seconds}: one part must not cost the others."""
-    began = time.monotonic()
+    began, place = time.monotonic(), [folder / name] if name in TRAINING else []
     try:
-        content = {"found": part(name).measure(subject, patches, settings)}
+        content = {"found": part(name).measure(subject, patches, settings, *place)}
     except MidogError as error:
         content = {"not_run": error.render()}
     return {**content, "seconds": round(time.monotonic() - began, 1)}

@@ -1,25 +1,30 @@
-"""What an answer costs: parameters, multiply-adds, memory, time, and an estimate of energy."""
+"""What an answer costs: parameters, multiply-adds, memory, time, an estimate of energy; and who is worth it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from midog.audit.measure import Settings
+from midog.audit.measure import Settings, score
 from midog.audit.patches import Patches
 from midog.audit.subject import Subject
 from midog.errors import DataError
 from midog.report.figures import Dot, interval_plot
-from midog.report.markup import Drawing, Section, table_html
+from midog.report.markup import Drawing, Section, Value, table_html
+from midog.run import sigmoid
 
 TITLE = "Cost"
 TIMED = 32
 BATCH = 8
 """Patches in a batch on a processor, to which the peak of memory belongs."""
+MANY = 1_000_000
+"""Patches of the run for which energy and CO2 are estimated."""
 TEXT = (
-    "Look for a member that takes most of the work: the domains above say whether it earns it. Good is a cost that the "
-    "platform's time limit forgives: a job holds up to 16 patches. The energy is an estimate from processor time and a "
-    "declared power, not read from a meter."
+    "Look for a member that takes most of the work. Good is a cost that the platform's time limit forgives: a job "
+    "holds up to 16 patches. The second table sets the audited point beside each member alone, one fold model and one "
+    "view: where Pareto says no, another row is at least as good in AUROC and in multiply-adds, and better in one. "
+    "Energy and CO2 are estimates from processor time and declared numbers, not read from a meter."
 )
 
 
@@ -31,6 +36,20 @@ def macs(flops: int) -> int:
 def energy(seconds: float, watts: float) -> float:
     """Joules of a constant power."""
     return seconds * watts
+
+
+def kilograms(joule: float, grams_per_kwh: float) -> float:
+    """CO2 of an energy: 1 kWh is 3.6 MJ."""
+    return joule / 3.6e6 * grams_per_kwh / 1000
+
+
+def pareto(work: Sequence[float], quality: Sequence[float | None]) -> list[bool]:
+    """True where no other has as little work and as much quality, and is better in one; unknown quality is False."""
+    pairs = [(-cost, value) for cost, value in zip(work, quality, strict=True) if value is not None]
+    return [
+        value is not None and not any(a >= -cost and b >= value and (a, b) != (-cost, value) for a, b in pairs)
+        for cost, value in zip(work, quality, strict=True)
+    ]
 
 
 def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str, Any]:
@@ -46,7 +65,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     from midog.models.preprocess import input_size
 
     views = len(VIEW_SETS[subject.point.views])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for member in subject.members:
         network = member.network
         size = input_size(network.image, network.backbone)
@@ -75,8 +94,10 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
     subject.answer(few, untouched)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     device = str(pick_device())
+    joule = energy(processor, settings.watts) / len(few) if device == "cpu" else None
     return {
         "rows": rows,
+        "choices": choices(subject, patches, settings, sum(row["macs_per_patch"] for row in rows)),
         "views": views,
         "device": device,
         "threads": torch.get_num_threads(),
@@ -85,9 +106,33 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
         "cpu_ms_per_patch": 1000 * processor / len(few),
         "estimate": True,
         "watts": settings.watts,
-        "joule_per_patch": energy(processor, settings.watts) / len(few) if device == "cpu" else None,
+        "grams_per_kwh": settings.grams_per_kwh,
+        "joule_per_patch": joule,
+        "patches_of_a_run": MANY,
+        "kwh_of_a_run": None if joule is None else joule * MANY / 3.6e6,
+        "kg_co2_of_a_run": None if joule is None else kilograms(joule * MANY, settings.grams_per_kwh),
         "out_of_fold": subject.bundle is None,
     }
+
+
+def choices(subject: Subject, patches: Patches, settings: Settings, work: int) -> list[dict[str, Any]]:
+    """The audited point, of `work` multiply-adds a patch, and each member alone: scores on the same patches."""
+    from midog.models.cost import forward_flops
+    from midog.models.preprocess import input_size
+
+    few = patches.draw(settings.limit, settings.seed)
+    ours = subject.answer(few)
+    rows: list[dict[str, Any]] = [
+        {"name": "audited", "macs": work, **score(few.labels, ours.p, ours.called, few.cases)}
+    ]
+    for member in subject.everyone:
+        z = subject.alone(member, few)
+        scored = score(few.labels, sigmoid(z), z >= subject.threshold(member), few.cases)
+        network = member.network
+        cost = macs(forward_flops(network.backbone, input_size(network.image, network.backbone)))
+        rows.append({"name": member.name, "macs": cost, **scored})
+    best = pareto([row["macs"] for row in rows], [row["roc_auc"]["value"] for row in rows])
+    return [{**row, "pareto": flag} for row, flag in zip(rows, best, strict=True)]
 
 
 def headline(found: dict[str, Any]) -> str:
@@ -116,7 +161,8 @@ def section(found: dict[str, Any]) -> Section:
         "No energy is given for a GPU: no meter was read."
         if found["joule_per_patch"] is None
         else f"Energy, an estimate at {found['watts']:g} W a busy core: {found['joule_per_patch']:.3f} J a patch, "
-        f"{found['joule_per_patch'] / 3.6:.2f} kWh for a million."
+        f"{found['kwh_of_a_run']:.2f} kWh and {found['kg_co2_of_a_run']:.2f} kg of CO2 for a million, at "
+        f"{found['grams_per_kwh']:g} g a kWh."
     )
     note = (
         f"{found['ms_per_patch']:.1f} ms a patch on {found['device']} with {found['threads']} threads "
@@ -127,4 +173,18 @@ def section(found: dict[str, Any]) -> Section:
         note += " Out of fold one fold model answers for a patch; a bundle asks all that it holds."
     caption = "Multiply-adds of one patch over all fold models and views, in thousand millions."
     drawing = Drawing(interval_plot(dots, "G multiply-adds a patch"), caption)
-    return Section(TITLE, TEXT, (drawing,), table_html(rows), note)
+    return Section(TITLE, TEXT, (drawing,), table_html(rows) + table_html(choice_rows(found["choices"])), note)
+
+
+def choice_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cheapest first."""
+    return [
+        {
+            "": row["name"],
+            "G multiply-adds a patch": row["macs"] / 1e9,
+            "AUROC": Value(**row["roc_auc"]),
+            "balanced accuracy": Value(**row["balanced_accuracy"]),
+            "Pareto": "yes" if row["pareto"] else "no",
+        }
+        for row in sorted(rows, key=lambda row: (row["macs"], row["name"]))
+    ]

@@ -16,7 +16,6 @@ from midog.report.text import cell_text
 
 TITLE = "Domains"
 BYS = ("scanner", "tumour")
-RULE = "pooled"
 TEXT = (
     "Look for domains whose interval lies left of the others in both figures: there the ranking itself is worse. "
     "Left in balanced accuracy alone means that the threshold sits wrong. Good is one column of overlapping "
@@ -41,7 +40,12 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
         }
         for by, group, chosen in (everything, *groups({by: many.column(by) for by in BYS}))
     ]
-    return {"rows": rows, "weakest": {by: weakest(rows, by) for by in BYS}, "thresholds": dict(subject.thresholds)}
+    return {
+        "rows": rows,
+        "weakest": {by: weakest(rows, by) for by in BYS},
+        "thresholds": dict(subject.thresholds),
+        "rule": subject.rule,
+    }
 
 
 def weakest(rows: list[dict[str, Any]], by: str) -> str | None:
@@ -64,16 +68,16 @@ def section(found: dict[str, Any]) -> Section:
         Drawing(interval_plot([_dot(row, metric) for row in rows], words, 0.5), f"{words}, 95 % intervals by case.")
         for metric, words in (("balanced_accuracy", "balanced accuracy"), ("roc_auc", "AUROC"))
     ]
-    text, thresholds = TEXT, found["thresholds"]
+    text, thresholds, rule = TEXT, found["thresholds"], found["rule"]
     if "domains" in thresholds:
         text = f"{TEXT} {UNSEEN}"
         names = _short([row["domain"] for row in thresholds["domains"]])
         dots = [
-            Dot(name, row["left_out"][RULE]["balanced_accuracy"], other=row["best"])
+            Dot(name, row["left_out"][rule]["balanced_accuracy"], other=row["best"])
             for name, row in zip(names, thresholds["domains"], strict=True)
             if row["best"] is not None
         ]
-        caption = f"Threshold ({RULE}) that never saw the domain, on the stored out-of-fold logits."
+        caption = f"Threshold ({rule}) that never saw the domain, on the stored out-of-fold logits."
         drawings += [Drawing(interval_plot(dots, "balanced accuracy", 0.5), caption)] if dots else []
     table = [
         {
@@ -87,7 +91,7 @@ def section(found: dict[str, Any]) -> Section:
         }
         for row in rows
     ]
-    return Section(TITLE, text, tuple(drawings), table_html(table), _note(thresholds))
+    return Section(TITLE, text, tuple(drawings), table_html(table), _note(thresholds, rule))
 
 
 def _short(names: list[str]) -> list[str]:
@@ -96,13 +100,13 @@ def _short(names: list[str]) -> list[str]:
     return tails if len(set(tails)) == len(names) else names
 
 
-def _note(thresholds: dict[str, Any]) -> str:
+def _note(thresholds: dict[str, Any], rule: str) -> str:
     if "mean" not in thresholds or thresholds["mean"]["best"] is None:
         return "No leave-one-domain-out thresholds: " + str(thresholds.get("how", "the blend or run holds none."))
-    regret = {name: thresholds[name]["left_out"][RULE]["regret"] for name in ("mean", "worst")}
+    regret = {name: thresholds[name]["left_out"][rule]["regret"] for name in ("mean", "worst")}
     return (
-        f"A threshold that never saw the domain loses {cell_text(regret['mean'])} of balanced accuracy on average and "
-        f"{cell_text(regret['worst'])} at worst against the domain's own best one."
+        f"A threshold ({rule}) that never saw the domain loses {cell_text(regret['mean'])} of balanced accuracy on "
+        f"average and {cell_text(regret['worst'])} at worst against the domain's own best one."
     )
 
 

@@ -25,11 +25,13 @@ Pair = tuple[ArrayLike, ArrayLike]
 @dataclass(frozen=True)
 class Settings:
     """limit: patches of the parts that ask again and again (views, curves); those that ask once take `ONCE` times as
-    many, attacks a fifth; 0: all. watts: of one busy CPU core, declared, not measured: an energy is an estimate."""
+    many, attacks a fifth; 0: all. watts: of one busy CPU core; grams_per_kwh: of CO2, our choice for a mixed grid. Both
+    are declared, not measured: energy and CO2 are estimates."""
 
     limit: int = 400
     seed: int = 0
     watts: float = 10.0
+    grams_per_kwh: float = 400.0
 
     def __post_init__(self) -> None:
         if self.limit < 0 or 0 < self.limit < 10:
@@ -91,6 +93,13 @@ def case_folds(label: ArrayLike, case: ArrayLike, seed: int = 0) -> list[tuple[N
     from sklearn.model_selection import StratifiedGroupKFold
 
     y, index = np.asarray(label), case_index(case)[0]
+    found = StratifiedGroupKFold(fold_count(y, case), shuffle=True, random_state=seed).split(y, y, index)
+    return [(train.astype(np.int64), test.astype(np.int64)) for train, test in found]
+
+
+def fold_count(label: ArrayLike, case: ArrayLike) -> int:
+    """Five folds by case, or as many as the rarer class has cases. Raises: DataError as `case_folds`."""
+    y, index = np.asarray(label), case_index(case)[0]
     cases = {name: len(np.unique(index[y == value])) for value, name in ((0, "normal"), (1, "atypical"))}
     folds = min(FOLDS, *cases.values())
     if folds < 2:
@@ -99,8 +108,7 @@ def case_folds(label: ArrayLike, case: ArrayLike, seed: int = 0) -> list[tuple[N
             "more patches: --limit 0, or a table with more cases",
             [f"{name}: {count} cases" for name, count in cases.items()],
         )
-    found = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, index)
-    return [(train.astype(np.int64), test.astype(np.int64)) for train, test in found]
+    return folds
 
 
 def probe(x: NDArray[Any], y: NDArray[Any], unseen: NDArray[Any]) -> Floats:

@@ -62,6 +62,7 @@ def _of_bundle(bundle: Bundle, name: str, pretrained: Path | None) -> Subject:
         identity=bundle.digest,
         training=frozenset(bundle.manifest["training"]["pixels"]),
         thresholds=bundle.blend.content.get("thresholds", {}),
+        rule=bundle.blend.threshold_rule,
         bundle=bundle,
         pretrained=pretrained,
     )
@@ -73,8 +74,10 @@ def _of_blend(path: Path, use: str | None, pretrained: Path | None) -> Subject:
     point = blend.point(_point_name(use, blend.points))
     runs = {member.run: open_run(member.run) for member in blend.members}
     found = {member.name: _member(runs[member.run], member.member, member) for member in blend.members}
-    thresholds = blend.content.get("thresholds", {})
-    return _out_of_fold(str(path), "blend", point, blend.points, found, list(runs.values()), thresholds, pretrained)
+    thresholds, rule = blend.content.get("thresholds", {}), blend.threshold_rule
+    return _out_of_fold(
+        str(path), "blend", point, blend.points, found, list(runs.values()), thresholds, rule, pretrained
+    )
 
 
 def _of_run(run: Run, use: str, pretrained: Path | None) -> Subject:
@@ -89,8 +92,8 @@ def _of_run(run: Run, use: str, pretrained: Path | None) -> Subject:
         for name, chosen in sets.items()
     }
     found = {name: _member(run, name) for name in names}
-    thresholds = _thresholds(run, points[use])
-    return _out_of_fold(str(run.path), "run", points[use], points, found, [run], thresholds, pretrained)
+    thresholds, rule = _thresholds(run, points[use]), str(run.recipe.get("blend", {}).get("threshold", "pooled"))
+    return _out_of_fold(str(run.path), "run", points[use], points, found, [run], thresholds, rule, pretrained)
 
 
 def _out_of_fold(
@@ -101,6 +104,7 @@ def _out_of_fold(
     found: dict[str, Member],
     runs: list[Run],
     thresholds: dict[str, Any],
+    rule: str,
     pretrained: Path | None,
 ) -> Subject:
     from midog.packing import training_pixels
@@ -117,6 +121,7 @@ def _out_of_fold(
         identity=sha256_json([content, hashes]),
         training=frozenset(value for run in runs for value in training_pixels(run)),
         thresholds=thresholds,
+        rule=rule,
         pretrained=pretrained,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from midog.audit.battery import PARTS, lines, part
+from midog.audit.battery import PARTS, TRAINING, lines, part
 from midog.report.markup import Section, escape, page_html, paragraphs
 
 HOW = (
@@ -17,7 +17,9 @@ HOW = (
 def page(about: Mapping[str, Any], parts: dict[str, dict[str, Any]]) -> str:
     """The whole page, as HTML."""
     sections = [part(name).section(parts[name]["found"]) for name in PARTS if "found" in parts.get(name, {})]
-    missing = [f"- {_title(name)}: {_reason(parts.get(name))}" for name in PARTS if "found" not in parts.get(name, {})]
+    missing = [
+        f"- {_title(name)}: {_reason(name, parts.get(name))}" for name in PARTS if "found" not in parts.get(name, {})
+    ]
     if missing:
         sections.append(Section("Not run", "\n".join(missing)))
     return page_html("midog audit", _head(about, parts), sections)
@@ -63,5 +65,7 @@ def _title(name: str) -> str:
     return str(part(name).TITLE)
 
 
-def _reason(content: Mapping[str, Any] | None) -> str:
-    return "not asked for" if content is None else str(content["not_run"]).replace("\n", " ")
+def _reason(name: str, content: Mapping[str, Any] | None) -> str:
+    if content is None:
+        return f"not asked for; it trains, for minutes: --only {name}" if name in TRAINING else "not asked for"
+    return str(content["not_run"]).replace("\n", " ")

@@ -54,7 +54,8 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is audited. `kind` is bundle, run or blend; `thresholds` is that part of blend.json, where there is one.
+    """What is audited. `kind` is bundle, run or blend; `thresholds` is that part of blend.json, where there is one, and
+    `rule` how its thresholds were fitted, `pooled` or `across`.
 
     `members` are those of the operating point, in its order, `everyone` all; `identity` hashes every byte that answers;
     `training` holds the pixel hashes of its training patches; `pretrained` is where backbones' weights lie.
@@ -69,6 +70,7 @@ class Subject:
     identity: str
     training: frozenset[str]
     thresholds: Mapping[str, Any]
+    rule: str
     bundle: Bundle | None = None
     pretrained: Path | None = None
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)  # what several parts ask for
@@ -88,7 +90,8 @@ class Subject:
         if self.bundle is not None:
             z = self.bundle.predict(Shown(patches, None, change), mpp=None, ids=patches.ids).logit
         else:
-            z = combine(self.point, np.stack([self._out_of_fold(m, patches, change) for m in self.members], axis=1))
+            each = [self._out_of_fold(m, patches, change, self.point.views) for m in self.members]
+            z = combine(self.point, np.stack(each, axis=1))
         if not np.isfinite(z).all():
             raise DataError(f"{int((~np.isfinite(z)).sum())} of {len(z)} logits are not finite", "train it again")
         p = confidence(self.point, z)
@@ -97,18 +100,19 @@ class Subject:
             self.kept[key] = found
         return found
 
-    def _out_of_fold(self, member: Member, patches: Patches, change: Change | None) -> Floats:
-        """(n,) logits: of the fold model that left the patch out; the mean of all where every one of them did."""
+    def _out_of_fold(self, member: Member, patches: Patches, change: Change | None, views: str) -> Floats:
+        """(n,) logits, the mean over a set of views: of the fold model that left the patch out; of all where every one
+        of them did."""
         from augment.views import VIEW_SETS
         from midog.models.predict import predict_logits
 
-        views, fold = VIEW_SETS[self.point.views], fold_of(member, patches)
+        seen, fold = VIEW_SETS[views], fold_of(member, patches)
         total, times = np.zeros(len(patches)), np.zeros(len(patches))
         for k, file in member.files.items():
             rows = np.flatnonzero((fold == k) | (fold == -1))
             if len(rows):
                 model = self._inference(member).switch(file)
-                total[rows] += predict_logits(model, Shown(patches, rows, change), views).mean(axis=1)
+                total[rows] += predict_logits(model, Shown(patches, rows, change), seen).mean(axis=1)
                 times[rows] += 1
         if not times.all():
             lacking = sorted({int(k) for k in fold[times == 0]})
@@ -140,6 +144,15 @@ class Subject:
         fold = fold_of(member, patches)
         return np.asarray((fold == member.first) | (fold == -1), dtype=np.bool_)
 
+    def alone(self, member: Member, patches: Patches) -> Floats:
+        """(n,) logits of one member, one fold model and one view of it: its first, or the one that left the patch out
+        where that is known."""
+        from midog.models.predict import predict_logits
+
+        if member.bundled:
+            return np.asarray(predict_logits(self.single(member), Shown(patches))[:, 0])
+        return self._out_of_fold(member, patches, None, "none")
+
     def threshold(self, member: Member) -> float:
         """Logit from which one fold model with one view calls atypical: its own operating point's, else the audited."""
         point = self.points.get(f"only:{member.name}/1", self.point)
@@ -165,14 +178,18 @@ class Subject:
             self.kept[key] = pooled_features(model, Shown(patches), label="frozen")
         return np.asarray(self.kept[key])
 
-    def adapted(self, patches: Patches) -> NDArray[np.float32]:
-        """(n, width) features of the first member's first fold model; ask for `unseen` patches."""
+    def adapted(self, patches: Patches, change: Change | None = None) -> NDArray[np.float32]:
+        """(n, width) features of the first member's first fold model; ask for `unseen` patches. With `change` of
+        changed patches."""
         from midog.models.features import pooled_features
 
         key = ("adapted", patches.identity)
-        if key not in self.kept:
-            self.kept[key] = pooled_features(self.single(self.members[0]), Shown(patches), label="adapted")
-        return np.asarray(self.kept[key])
+        if change is None and key in self.kept:
+            return np.asarray(self.kept[key])
+        found = pooled_features(self.single(self.members[0]), Shown(patches, None, change), label="adapted")
+        if change is None:
+            self.kept[key] = found
+        return found
 
     def features(self, patches: Patches) -> tuple[Features, str]:
         """Features of the first fold model, and of its frozen backbone where that is at hand, else why not."""

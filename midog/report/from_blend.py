@@ -68,7 +68,7 @@ def blend_findings(folder: Path | str) -> Findings:
         weight_fits=tuple(dict(fit["weights"]) for fit in blend.content.get("cross_fit", {}).get("fits", ())),
         strength=blend.content.get("shrinkage", {}).get("strength"),
         thresholds=blend.content.get("thresholds", {}),
-        threshold_rule=str(blend.content.get("settings", {}).get("threshold", "pooled")),
+        threshold_rule=blend.threshold_rule,
         provenance=_provenance(blend),
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from midog.audit.battery import PARTS, audit, part
+from midog.audit.battery import PARTS, TRAINING, audit, part
 from midog.audit.measure import Settings
+from midog.audit.opening import open_subject
 from midog.cli import run as command
 from midog.errors import DataError, UsageError
-from midog.files import read_json
+from midog.files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,12 @@ def folder(drawn: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_part_is_written_or_says_why_not(folder: Path, drawn: Any) -> None:
     content = read_json(folder / "audit.json")
-    assert set(content["parts"]) == set(PARTS) and content["schema_version"] == 1
-    assert {path.stem for path in (folder / "parts").glob("*.json")} == set(PARTS)
+    asked = set(PARTS) - set(TRAINING)
+    assert set(content["parts"]) == asked and content["schema_version"] == 1
+    assert {path.stem for path in (folder / "parts").glob("*.json")} == asked
     assert content["provenance"]["versions"]["torch"] and content["subject"]["point"]["name"] == "fast"
     ran = [name for name, found in content["parts"].items() if "found" in found]
-    assert set(ran) >= set(PARTS) - {"robustness"}
+    assert set(ran) >= asked - {"robustness"}
     assert content["patches"]["seen_in_training"] == 36 and content["patches"]["once"] == 48
 
 
@@ -40,8 +42,9 @@ def test_the_page_is_one_file_that_says_what_to_look_for(folder: Path) -> None:
     content = read_json(folder / "audit.json")
     for name in PARTS:
         assert part(name).TITLE.replace("&", "&amp;") in text
-        if "found" in content["parts"][name]:
+        if "found" in content["parts"].get(name, {}):
             assert re.search(r"[Gg]ood is|[Gg]ood are|which is good", part(name).TEXT)
+    assert "Small network: not asked for; it trains, for minutes: --only small_cnn" in text
     assert "<script" not in text and not re.search(r"https?://|src=\"(?!data:)", text)
     assert "nan" not in re.sub(r"<[^>]*>", " ", text).casefold().split()
 
@@ -68,6 +71,23 @@ def test_a_run_is_answered_out_of_fold_and_a_part_that_cannot_run_says_why(drawn
 def test_thresholds_of_unseen_domains_come_from_the_run(drawn: Any, tmp_path: Path) -> None:
     found = audit(drawn.run, drawn.table, tmp_path / "a", only=["domains"]).parts["domains"]["found"]
     assert {row["domain"] for row in found["thresholds"]["domains"]} == {"T0 | S0", "T0 | S1", "T1 | S0", "T1 | S1"}
+
+
+def test_thresholds_are_shown_by_the_rule_that_was_chosen() -> None:
+    cost = {rule: {"balanced_accuracy": ba, "regret": 0.9 - ba} for rule, ba in (("pooled", 0.8), ("across", 0.875))}
+    domain = {"domain": "T | S", "n": 40, "atypical": 20, "best": 0.9, "left_out": cost, "by_case": cost}
+    thresholds = {"domains": [domain], **dict.fromkeys(("all", "mean", "worst"), domain)}
+    for rule, lost in (("pooled", ".100"), ("across", ".025")):
+        found = part("domains").section({"rows": [], "thresholds": thresholds, "rule": rule})
+        assert f"Threshold ({rule})" in found.figures[-1].caption
+        assert f"A threshold ({rule}) that never saw the domain loses {lost}" in found.note
+
+
+def test_the_rule_is_that_of_the_blend_or_of_the_run_s_recipe(drawn: Any, tmp_path: Path) -> None:
+    assert open_subject(drawn.run).rule == open_subject(drawn.bundle).rule == "pooled"
+    content = read_json(drawn.blend / "blend.json")
+    write_json(tmp_path / "blend.json", {**content, "settings": {"threshold": "across"}})
+    assert open_subject(tmp_path).rule == "across"
 
 
 def test_a_table_without_scanners_leaves_out_what_needs_them(

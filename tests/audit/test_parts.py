@@ -83,6 +83,30 @@ def test_constant_logits_never_move(patches: Patches) -> None:
     assert (row["balanced_accuracy"]["value"], row["roc_auc"]["value"]) == (0.5, 0.5)
 
 
+def test_features_of_equal_views_are_kept_and_those_of_unrelated_ones_are_not() -> None:
+    x, case = RNG.normal(size=(121, 32)), np.arange(121) // 4
+    same = symmetry.kept({"identity": x, "rot90": 2 * x, "flip": x}, case)
+    assert list(same["views"]) == ["rot90", "flip", symmetry.MEAN] and same["chance"] == 10 / 120
+    for row in same["views"].values():
+        assert row["neighbours"] == {"value": 1, "low": 1, "high": 1} and row["cosine"]["value"] == pytest.approx(1)
+    other = symmetry.kept({"identity": x, **{str(i): RNG.normal(size=x.shape) for i in range(7)}}, case)
+    mean = other["views"][symmetry.MEAN]
+    assert mean["neighbours"]["value"] == pytest.approx(10 / 120, abs=0.02)
+    assert abs(mean["cosine"]["value"]) < 0.05 and mean["cosine"]["low"] <= mean["cosine"]["value"]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert other["apart"] == pytest.approx((unit @ unit.T)[~np.eye(121, dtype=bool)].mean())
+    assert symmetry.kept({"identity": x[:2], "flip": -x[:2]}, case[:2])["k"] == 1
+
+
+def test_features_of_turned_patches_are_of_what_the_fold_model_left_out(drawn: Any, patches: Patches) -> None:
+    run = open_subject(drawn.run)
+    found = symmetry.turned_features(run, patches, SETTINGS)
+    assert found["n"] == int(run.unseen(run.members[0], patches).sum()) < len(patches) and found["fold"] == 0
+    assert found["views"][symmetry.MEAN]["cosine"]["value"] < 1
+    alone = symmetry.turned_features(run, patches.take(patches.table.folds == 1), SETTINGS)
+    assert "fewer than two patches" in alone["problem"]
+
+
 def test_identity_changes_nothing() -> None:
     image = RNG.integers(0, 256, (128, 128, 3), dtype=np.uint8)
     for same in (magnify(image, 1.0), keep_centre(image, 128), rotate(image, 0), rotate(image, 360)):
@@ -137,6 +161,33 @@ def test_perfectly_calibrated_bins_have_no_error() -> None:
     assert found["low"] <= found["value"] <= found["high"] and found["chance"] < found["value"]
     with pytest.raises(DataError, match="0 labels"):
         calibration.expected_error([], [])
+
+
+def test_calibration_is_fitted_without_the_part_that_it_is_tested_on() -> None:
+    """Domain B's logits are 3 too high: whoever saw B knows, whoever did not is overconfident there by just that."""
+    true = RNG.normal(size=4000) * 2
+    label = (RNG.random(4000) < 1 / (1 + np.exp(-true))).astype(int)
+    domain = np.where(np.arange(4000) < 2000, "A", "B")
+    z = true + 3 * (domain == "B")
+    p = calibration.refitted(z, label, domain)
+    in_b = domain == "B"
+    np.testing.assert_allclose(p[in_b], 1 / (1 + np.exp(-z[in_b])), atol=0.06)
+    assert calibration.expected_error(label[in_b], p[in_b]) > 0.3
+    same = calibration.refitted(z[in_b], label[in_b], np.arange(2000) % 5)
+    assert calibration.expected_error(label[in_b], same) < 0.05
+    other = label.copy()
+    other[in_b] = 1 - other[in_b]
+    assert np.array_equal(calibration.refitted(z, other, domain)[in_b], p[in_b])
+    assert np.isnan(calibration.refitted(z, label, np.where(in_b, "", "A"))).all()
+
+
+def test_confidence_of_a_calibrated_model_is_its_accuracy(drawn: Any, patches: Patches) -> None:
+    row = calibration.measure(open_subject(drawn.bundle), patches, SETTINGS)["rows"][0]
+    found = open_subject(drawn.bundle).answer(patches)
+    assert row["accuracy"] == pytest.approx(float((found.called == (patches.labels == 1)).mean()))
+    assert row["confidence"] == pytest.approx(float(np.where(found.called, found.p, 1 - found.p).mean()))
+    assert "by_case" in row and "left_out" not in row
+    assert set(calibration.case_parts([0, 0, 1, 1], list("aabb"), 0)) == {""}
 
 
 def test_a_class_missing_in_a_domain_is_undefined_there(drawn: Any, patches: Patches) -> None:
@@ -200,6 +251,30 @@ def test_multiply_adds_of_a_linear_layer_and_the_energy_of_a_constant_power() ->
         layer(x)
     assert cost.macs(meter.flops) == 12 * 7
     assert cost.energy(3.0, 20.0) == 60.0
+
+
+def test_a_choice_is_on_the_front_where_nothing_cheaper_is_as_good() -> None:
+    work, quality = [1, 2, 3, 4, 4, 5], [0.7, 0.6, 0.8, 0.9, 0.85, None]
+    assert cost.pareto(work, quality) == [True, False, True, True, False, False]
+    assert cost.pareto([1, 1], [0.5, 0.5]) == [True, True] and cost.pareto([], []) == []
+
+
+def test_a_declared_run_costs_what_its_joules_say() -> None:
+    assert cost.kilograms(3.6e6, 400) == pytest.approx(0.4) and cost.kilograms(0, 400) == 0
+
+
+def test_choices_are_the_audited_point_and_each_member_alone(drawn: Any, patches: Patches) -> None:
+    for kind in ("bundle", "run"):
+        subject = open_subject(getattr(drawn, kind), "full")
+        found = cost.measure(subject, patches, SETTINGS)
+        rows = {row["name"]: row for row in found["choices"]}
+        assert list(rows) == ["audited", "vit", "effnet"]
+        assert rows["audited"]["macs"] == sum(row["macs_per_patch"] for row in found["rows"]) > rows["vit"]["macs"]
+        assert any(row["pareto"] for row in rows.values())
+        assert found["kg_co2_of_a_run"] == pytest.approx(found["kwh_of_a_run"] * 0.4)
+    # out of fold a member's one view is the run's own operating point of that member
+    alone = open_subject(drawn.run, "only:effnet")
+    np.testing.assert_allclose(alone.alone(alone.members[0], patches), alone.answer(patches).z, atol=1e-6)
 
 
 def test_cost_counts_every_pass(drawn: Any, patches: Patches) -> None:
