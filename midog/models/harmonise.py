@@ -1,4 +1,7 @@
-"""Scanners made alike before the network (`reinhard`, `macenko`: part of `preprocess`), or on features (`combat`)."""
+"""Scanners made alike before the network (`reinhard`, `macenko`: part of `preprocess`), or on features (`combat`).
+
+`low_pass` takes the same way: it does not make scanners alike, but takes away what an attack, or noise, hides in.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from augment.low_pass import LowPass, low_pass
 from augment.macenko import macenko
 from augment.reinhard import reinhard_pixels
 from midog.errors import DataError
@@ -45,11 +49,12 @@ class CombatFeatures:
     kind: Literal["combat"] = "combat"
 
 
-Harmonise = ReinhardColour | MacenkoStains | CombatFeatures
+Harmonise = ReinhardColour | MacenkoStains | LowPass | CombatFeatures
 HARMONISERS: dict[str, type[Any] | None] = {
     "off": None,
     "reinhard": ReinhardColour,
     "macenko": MacenkoStains,
+    "low_pass": LowPass,
     "combat": CombatFeatures,
 }
 
@@ -58,7 +63,9 @@ def harmonise_pixels(x: Tensor, settings: Harmonise | None) -> Tensor:
     """(n, 3, 128, 128) float RGB in 0…1 to the same, with gradients; `x` itself where pixels stay as they are."""
     if isinstance(settings, ReinhardColour):
         return reinhard_pixels(x)
-    return macenko(x) if isinstance(settings, MacenkoStains) else x
+    if isinstance(settings, MacenkoStains):
+        return macenko(x)
+    return low_pass(x, settings) if isinstance(settings, LowPass) else x
 
 
 # ── ComBat on features ────────────────────────────────────────────────────────────────────────────────────────────

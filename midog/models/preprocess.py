@@ -1,7 +1,7 @@
 """THE way from pixels to a network's input: training, out-of-fold scoring and the container all take this one.
 
-Make scanners alike where a member asks for it, crop the centre, resize (antialiased, in float, on the device, a batch
-at a time), normalise. No other module resizes.
+Make scanners alike or cut fine detail where a member asks for it, crop the centre, resize (antialiased, in float, on
+the device, a batch at a time), normalise. No other module resizes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def prepare(
         image: Crop and size.
         record: The backbone, for native size, interpolation, mean and standard deviation.
         device: Where to compute; the bytes travel as uint8.
-        harmonise: What makes scanners alike, on whole patches, before anything is cut.
+        harmonise: What makes scanners alike or cuts fine detail, on whole patches, before they are cropped.
 
     Returns: (n, 3, s, s) float32, normalised. Interpolation overshoot is clipped to the range of the pixels, as image
         libraries do.

@@ -6,61 +6,15 @@ A defence holds only against those who know of it: attack `behind_low_pass(encod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from augment.low_pass import LowPass, low_pass
 from midog.errors import ArgumentError, DataError
-from midog.robustness.local import Local, raise_objective
-from midog.robustness.perturbation import check_above_zero, check_pixels, evaluating
-
-
-@dataclass(frozen=True)
-class LowPass:
-    """Frequencies up to `radius` cycles in `of` pixels pass, all beyond are cut.
-
-    Source: radius 50 of 224 px, an unofficial reimplementation of UTAP (second hand); scaling to other sizes: ours.
-    """
-
-    radius: float = 50
-    of: int = 224
-
-    def __post_init__(self) -> None:
-        check_above_zero("low_pass.radius", self.radius)
-        check_above_zero("low_pass.of", self.of)
-
-
-def low_pass(pixels: Tensor, settings: LowPass | None = None, clip: bool = True) -> Tensor:
-    """`pixels` without high frequencies: a circular mask in Fourier space, each channel apart. Differentiable.
-
-    Args:
-        pixels: (n, 3, h, w) float in [0, 1].
-        clip: Cut what overshoots at edges back to [0, 1].
-
-    Returns: the same shape and dtype. Half precision is filtered in float32.
-    """
-    settings = settings or LowPass()
-    height, width = pixels.shape[-2:]
-    exact = pixels if pixels.dtype in (torch.float32, torch.float64) else pixels.float()
-    spectrum = torch.fft.rfft2(exact)
-    passing = pass_mask(height, width, settings).to(pixels.device)
-    # The real transform holds half of the columns; s tells an odd width from an even one.
-    filtered: Tensor = torch.fft.irfft2(spectrum * passing[:, : width // 2 + 1], s=(height, width))
-    return (filtered.clamp(0, 1) if clip else filtered).to(pixels.dtype)
-
-
-def pass_mask(height: int, width: int, settings: LowPass | None = None) -> Tensor:
-    """(height, width) bool in the order of an unshifted spectrum: True where (u, v), in cycles per `of` px, pass."""
-    settings = settings or LowPass()
-    u, v = (
-        torch.fft.fftfreq(side, 1 / side, dtype=torch.float64).round() * (settings.of / side)
-        for side in (height, width)
-    )
-    # A hair of slack keeps frequencies that lie on the circle on the same side of it at every size.
-    passing: Tensor = u[:, None].square() + v[None, :].square() <= settings.radius**2 * (1 + 1e-9)
-    return passing
+from midog.robustness.local import Local, climb
+from midog.robustness.perturbation import check_pixels, evaluating, uniform
 
 
 def behind_low_pass(call: Callable[[Tensor], Tensor], settings: LowPass | None = None) -> Callable[[Tensor], Tensor]:
@@ -100,10 +54,25 @@ def adversarial_batch(
         )
     if settings.epsilon == 0:
         return pixels.detach().clone()
-    target = label.to(pixels)
+    with evaluating(logit):
+        start = uniform(pixels.shape, settings.radius, pixels, generator)
+        return raise_loss(logit, pixels.detach(), label.to(pixels), settings, start)
+
+
+def raise_loss(
+    logit: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    label: Tensor,
+    settings: Local,
+    start: Tensor,
+    checked: bool = True,
+) -> Tensor:
+    """`adversarial_batch` from a given start (n, 3, h, w), within ±`settings.radius`; the modes of modules stay.
+
+    With `checked` False nothing waits for a GPU, and what is not finite shows in the training loss instead.
+    """
 
     def loss(x: Tensor) -> Tensor:
-        return binary_cross_entropy_with_logits(logit(x).reshape(len(x)).to(x), target, reduction="none")
+        return binary_cross_entropy_with_logits(logit(x).reshape(len(x)).to(x), label, reduction="none")
 
-    with evaluating(logit):
-        return raise_objective(loss, pixels.detach(), settings, generator)
+    return climb(loss, pixels, settings, start, checked=checked)

@@ -36,6 +36,7 @@ from midog.robustness.perturbation import (
     distance,
     evaluating,
     features_of,
+    shifted,
     sign_noise,
     uniform,
     value_and_gradient,
@@ -132,14 +133,25 @@ def raise_objective(
     objective: Objective, pixels: Tensor, settings: Local, generator: torch.Generator, mask: Tensor | None = None
 ) -> Tensor:
     """The attacked pixels of one batch, by any objective to be raised: (n, 3, h, w) to (n,). See `attack`."""
-    start = uniform(pixels.shape, settings.radius, pixels, generator)
+    return climb(objective, pixels, settings, uniform(pixels.shape, settings.radius, pixels, generator), mask)
+
+
+def climb(
+    objective: Objective,
+    pixels: Tensor,
+    settings: Local,
+    start: Tensor,
+    mask: Tensor | None = None,
+    checked: bool = True,
+) -> Tensor:
+    """`raise_objective` from a given start, (n, 3, h, w). `checked`: see `value_and_gradient`."""
     if settings.kind == "fgsm":
-        gradient = value_and_gradient(objective, add(pixels, start, mask))[1]
-        return add(pixels, settings.epsilon * gradient.sign(), mask)
+        gradient = value_and_gradient(objective, shifted(pixels, start, mask), checked)[1]
+        return shifted(pixels, settings.epsilon * gradient.sign(), mask)
     if settings.kind == "cw":
         return _carlini_wagner(objective, pixels, settings, start, mask)
     momentum = settings.momentum if settings.kind == "mi-fgsm" else 0.0
-    return ascend(objective, pixels, start, settings.epsilon, settings.alpha, settings.steps, momentum, mask)
+    return ascend(objective, pixels, start, settings.epsilon, settings.alpha, settings.steps, momentum, mask, checked)
 
 
 def noise(pixels: Tensor, epsilon: float, mask: Tensor | None = None, seed: int = 0) -> Tensor:

@@ -127,12 +127,13 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(both_zero, 1.0, (a * b).sum(dim=1) / product.clamp_min(SMALL))
 
 
-def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(objective: Objective, x: Tensor, checked: bool = True) -> tuple[Tensor, Tensor]:
     """The objective of each image, (n,), and the gradient of their sum with respect to `x`, of the shape of `x`.
 
     A model that answers the same to everything has gradient 0, which is an answer, not an error.
 
-    Raises: UsageError where autograd was off inside the model; DataError for a value or gradient that is not finite.
+    Raises: UsageError where autograd was off inside the model; DataError, where it is `checked` (which waits for a
+        GPU), for a value or gradient that is not finite.
     """
     with torch.inference_mode(False), torch.enable_grad():  # type: ignore[no-untyped-call]
         x = x.detach().clone().requires_grad_(True)
@@ -144,7 +145,7 @@ def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]
             )
         found = torch.autograd.grad(values.sum(), x, allow_unused=True)[0]
     gradient = torch.zeros_like(x) if found is None else found
-    for name, numbers in (("value", values.detach()), ("gradient", gradient)):
+    for name, numbers in (("value", values.detach()), ("gradient", gradient)) if checked else ():
         finite = torch.isfinite(numbers).flatten(1).all(dim=1) if numbers.ndim > 1 else torch.isfinite(numbers)
         if not bool(finite.all()):
             raise DataError(
@@ -163,11 +164,15 @@ def add(pixels: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises: DataError for a perturbation or mask of another size.
     """
     check_delta(delta, pixels)
+    if mask is not None:
+        check_mask(mask, pixels)
+    return shifted(pixels, delta, mask)
+
+
+def shifted(pixels: Tensor, delta: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`add` without its checks, which wait for a GPU: what an attack does at every step."""
     changed = (pixels + delta).clamp(0, 1)
-    if mask is None:
-        return changed
-    check_mask(mask, pixels)
-    return torch.where(mask.to(pixels.device), changed, pixels)
+    return changed if mask is None else torch.where(mask.to(pixels.device), changed, pixels)
 
 
 def uniform(shape: tuple[int, ...] | torch.Size, radius: float, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -194,6 +199,7 @@ def ascend(
     steps: int,
     momentum: float = 0.0,
     mask: Tensor | None = None,
+    checked: bool = True,
 ) -> Tensor:
     """Sign steps that raise `objective` of pixels within ±epsilon and [0, 1]: the attacked pixels.
 
@@ -201,19 +207,20 @@ def ascend(
 
     Args:
         objective: (n, 3, h, w) to (n,). pixels: (n, 3, h, w). start: perturbation to begin with. mask: see `add`.
+        checked: see `value_and_gradient`.
 
     Source: Madry et al. 2018 (PGD) and Dong et al. 2018 (momentum); the mask, our choice.
     """
-    x, velocity = add(pixels, start, mask), torch.zeros_like(pixels)
+    x, velocity = shifted(pixels, start, mask), torch.zeros_like(pixels)
     for _ in range(steps):
-        gradient = value_and_gradient(objective, x)[1]
+        gradient = value_and_gradient(objective, x, checked)[1]
         if momentum:
             if mask is not None:
                 gradient = gradient * mask.to(gradient.device)
             norm = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
             velocity = gradient = momentum * velocity + gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         moved = x + alpha * gradient.sign()
-        x = add(pixels, (moved - pixels).clamp(-epsilon, epsilon), mask)
+        x = shifted(pixels, (moved - pixels).clamp(-epsilon, epsilon), mask)
     return x
 
 

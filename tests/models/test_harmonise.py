@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from augment.low_pass import LowPass, low_pass
 from augment.reinhard import TYPICAL, reinhard
 from augment.stain import jitter_stain
 from midog.data.synthetic import draw_patch
 from midog.errors import DataError, UsageError
 from midog.models.backbones import find_backbone
-from midog.models.harmonise import MacenkoStains, ReinhardColour, fit_combat, harmonise_pixels
+from midog.models.harmonise import Harmonise, MacenkoStains, ReinhardColour, fit_combat, harmonise_pixels
 from midog.models.network import Network
 from midog.models.preprocess import Image, prepare, prepare_pixels
 
@@ -144,14 +145,24 @@ def test_patches_are_made_alike_before_anything_is_cut(patches: np.ndarray, imag
     assert float((found - prepare(patches, image, RECORD)).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize("settings", [ReinhardColour(), MacenkoStains()])
-def test_arrays_tensors_and_floats_take_one_path(patches: np.ndarray, settings: ReinhardColour | MacenkoStains) -> None:
+@pytest.mark.parametrize("settings", [ReinhardColour(), MacenkoStains(), LowPass()])
+def test_arrays_tensors_and_floats_take_one_path(patches: np.ndarray, settings: Harmonise) -> None:
     from_array = prepare(patches, Image(64, 64), RECORD, harmonise=settings)
     tensor = torch.from_numpy(patches.copy())
     assert torch.equal(prepare(tensor, Image(64, 64), RECORD, harmonise=settings), from_array)
     x = tensor.permute(0, 3, 1, 2).float() / 255
     assert torch.equal(prepare_pixels(x, Image(64, 64), RECORD, settings), from_array)
     assert harmonise_pixels(x, None) is x
+
+
+@pytest.mark.parametrize("image", [Image(128, 128), Image(72, 96)])
+def test_high_frequencies_are_cut_before_anything_is_cropped(patches: np.ndarray, image: Image) -> None:
+    x = torch.from_numpy(patches.copy()).permute(0, 3, 1, 2).float() / 255
+    found = prepare(patches, image, RECORD, harmonise=LowPass(radius=20))
+    assert torch.equal(found, prepare_pixels(low_pass(x, LowPass(radius=20)), image, RECORD))
+    assert float((found - prepare(patches, image, RECORD)).abs().max()) > 0.1
+    everything = prepare(patches, image, RECORD, harmonise=LowPass(radius=160))
+    torch.testing.assert_close(everything, prepare(patches, image, RECORD), rtol=0, atol=1e-4)
 
 
 def test_another_scanner_of_the_same_patch_looks_the_same() -> None:
@@ -169,8 +180,12 @@ def test_another_scanner_of_the_same_patch_looks_the_same() -> None:
 def test_a_network_says_what_makes_scanners_alike_where_something_does() -> None:
     plain = Network(find_backbone("test_vit"))
     assert "harmonise" not in plain.to_dict() and Network.from_dict(plain.to_dict()) == plain
-    network = Network(find_backbone("test_vit"), harmonise=MacenkoStains())
-    assert network.to_dict()["harmonise"] == {"kind": "macenko"} and Network.from_dict(network.to_dict()) == network
+    for settings, words in (
+        (MacenkoStains(), {"kind": "macenko"}),
+        (LowPass(radius=40), {"kind": "low_pass", "radius": 40, "of": 224}),
+    ):
+        network = Network(find_backbone("test_vit"), harmonise=settings)
+        assert network.to_dict()["harmonise"] == words and Network.from_dict(network.to_dict()) == network
     for kind in ("makenko", "off"):
         with pytest.raises(UsageError, match="unknown harmonise"):
             Network.from_dict({**plain.to_dict(), "harmonise": {"kind": kind}})
