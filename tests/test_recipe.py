@@ -287,6 +287,12 @@ BAD = [
     ),
     ("members: {uni: {harmonise: makenko}}", "members.uni.harmonise.kind: no kind makenko; did you mean macenko?"),
     ("members: {uni: {harmonise: {kind: reinhard, mean: 3}}}", "members.uni.harmonise.mean: unknown key"),
+    (
+        "members: {uni: {harmonise: {kind: low_pass, radius: 0}}}",
+        "members.uni.harmonise: low_pass.radius is 0",
+    ),
+    ("members: {uni: {auxiliary: {kind: adversarial, epsilon: 4}}}", "members.uni.auxiliary: auxiliary.epsilon is 4"),
+    ("members: {uni: {auxiliary: {kind: adversarial, alpha: 1}}}", "members.uni.auxiliary.alpha: unknown key"),
     (MICRO + "blend: {trails: 3}", "blend.trails: did you mean trials?"),
     ("members: {uni: {}}\nblend: {fold_models: {unni: 1}}", "blend.fold_models.unni: did you mean uni?"),
     (MICRO + "blend: {fold_models: {a: 0}}", "blend: blend fold_models a: 0"),

@@ -29,20 +29,15 @@ def as_tensor(patches: Patches) -> Tensor:
 
 def victim_of(subject: Subject, member: Member) -> Victim:
     """The member's first fold model as attacks see it: it resizes and normalises inside, with gradients."""
-    from midog.models.preprocess import prepare_pixels
     from midog.robustness.attack_report import Victim
 
     model = subject.single(member).eval()
-    network = model.network
-
-    def seen(x: Tensor) -> Tensor:
-        return prepare_pixels(x, network.image, network.backbone, network.harmonise)
 
     def encode(x: Tensor) -> Tensor:
-        return model.features(seen(x))
+        return model.features(model.prepare_pixels(x))
 
     def logit(x: Tensor) -> Tensor:
-        found: Tensor = model(seen(x))
+        found: Tensor = model(model.prepare_pixels(x))
         return found
 
     return Victim(logit, encode, subject.threshold(member))

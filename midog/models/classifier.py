@@ -26,7 +26,7 @@ from midog.models.heads.base import HeadModule
 from midog.models.heads.kinds import Head, build_head
 from midog.models.heads.linear import pool, token_rows
 from midog.models.network import Network
-from midog.models.preprocess import input_size, prepare
+from midog.models.preprocess import input_size, prepare, prepare_pixels
 from midog.models.tuning import (
     Tune,
     apply_tuning,
@@ -117,6 +117,10 @@ class Classifier(nn.Module):
         device = next(self.head.parameters()).device
         network = self.network
         return prepare(patches, network.image, network.backbone, device, network.harmonise)
+
+    def prepare_pixels(self, x: Tensor) -> Tensor:
+        """(n, 3, 128, 128) float in 0…1 to (n, 3, s, s), with gradients: `prepare` for what an attack changes."""
+        return prepare_pixels(x, self.network.image, self.network.backbone, self.network.harmonise)
 
     def train(self, mode: bool = True) -> Classifier:
         """As ever, but batch norms whose parameters are frozen keep their pretrained statistics."""

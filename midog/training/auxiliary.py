@@ -1,7 +1,7 @@
 """Losses beside the task's, all behind one small interface: what a batch looks like in, a scalar out.
 
 An auxiliary loss may own parameters: they are trained and kept in the checkpoint with the member's, and thrown away
-when its training is over. Nothing in here waits for a GPU.
+when its training is over. It may ask the network again, about other pixels. Nothing in here waits for a GPU.
 """
 
 from __future__ import annotations
@@ -16,11 +16,42 @@ from torch import Tensor, nn
 
 from midog.models.classifier import Classifier
 from midog.models.predict import autocast
-from midog.training.auxiliary_settings import AuxiliarySettings, DomainAdversarial, ScannerContrast
+from midog.robustness.defence import raise_loss
+from midog.robustness.local import Local
+from midog.robustness.perturbation import evaluating
+from midog.training.auxiliary_settings import Adversarial, AuxiliarySettings, DomainAdversarial, ScannerContrast
 from midog.training.feed import Fed
 from midog.training.losses import loss
 from midog.training.machine import Resources
 from midog.training.member import Training
+from midog.training.pairing import GRAIN, START
+from midog.training.step import task_loss
+
+
+@dataclass(frozen=True)
+class Task:
+    """The member's task on a part of a batch, for a loss that asks the network again about these patches."""
+
+    training: Training
+    classifier: Classifier
+    resources: Resources
+    part: Fed
+
+    def logit(self, pixels: Tensor) -> Tensor:
+        """(n, 3, 128, 128) float in 0…1 to (n,) logits, with gradients.
+
+        In float32 where training is in float16: without a scaled loss, gradients of pixels would vanish in it.
+        """
+        dtype = self.resources.dtype
+        x = self.classifier.prepare_pixels(pixels)
+        with autocast(self.resources.device, torch.float32 if dtype is torch.float16 else dtype):
+            logits: Tensor = self.classifier(x)
+        return logits
+
+    def loss(self, pixels: Tensor) -> Tensor:
+        """The task's loss on the part with other pixels, (n, 3, 128, 128) float in 0…1, as if it were a batch."""
+        x = self.classifier.prepare_pixels(pixels)
+        return task_loss(self.training, self.part, self.classifier, self.resources, x)
 
 
 @dataclass(frozen=True)
@@ -33,6 +64,7 @@ class Seen:
         specimens: (n,) int64, equal where two images show the same tissue.
         confounders: (n,) int64 code of each image's scanner (or tumour, laboratory, domain).
         progress: of the training, 0 to 1.
+        task: what the network was asked, and can be asked again.
     """
 
     features: Tensor
@@ -40,6 +72,7 @@ class Seen:
     specimens: Tensor
     confounders: Tensor
     progress: float
+    task: Task | None = None
 
 
 class Auxiliary(nn.Module):
@@ -82,10 +115,38 @@ class ScannerContrastLoss(Auxiliary):
         return settings.weight * value
 
 
+class AdversarialLoss(Auxiliary):
+    """The task's loss on attacked patches.
+
+    The attack meets the network in eval mode: batch norms keep their statistics, dropout is off. Then the attacked
+    patches are a training batch of their own, whose statistics batch norms take in beside the clean one's (our choice).
+    """
+
+    def __init__(self, settings: Adversarial) -> None:
+        super().__init__()
+        self.weight = settings.weight
+        kind, alpha = ("fgsm" if settings.steps == 1 else "pgd"), 2.5 * settings.epsilon / settings.steps
+        self.attack = Local(kind, settings.epsilon, settings.steps, alpha)
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.task is not None
+        return self.weight * seen.task.loss(self.attacked(seen.task))
+
+    def attacked(self, task: Task) -> Tensor:
+        """(n, 3, 128, 128) float32 in 0…1, no pixel further than epsilon from the patch's, without gradient."""
+        part = task.part
+        pixels = part.images.permute(0, 3, 1, 2).float() / 255
+        start = part.extra[START].permute(0, 3, 1, 2).float() * (self.attack.radius / GRAIN)
+        with evaluating(task.classifier):
+            return raise_loss(task.logit, pixels, part.targets, self.attack, start, checked=False)
+
+
 def build_auxiliary(settings: AuxiliarySettings, width: int, levels: int) -> Auxiliary:
     """The loss for features of `width` and a confounder of so many levels; torch's generator draws its parameters."""
     if isinstance(settings, DomainAdversarial):
         return DomainAdversary(settings, width, levels)
+    if isinstance(settings, Adversarial):
+        return AdversarialLoss(settings)
     return ScannerContrastLoss(settings, width, levels)
 
 
@@ -109,7 +170,8 @@ def guided(
         logits, terms = classifier.answer(x[:n], part.targets, given[:n])
     task = sum(terms.values(), loss(training.loss, logits, part.targets, part.weights, training.gamma))
     # Of external pairs the views alone, which come last.
-    seen = Seen(features.float()[-len(labels) :], labels, specimens, confounders, progress)
+    again = Task(training, classifier, resources, part)
+    seen = Seen(features.float()[-len(labels) :], labels, specimens, confounders, progress, again)
     beside: Tensor = auxiliary(seen)
     return task + beside
 

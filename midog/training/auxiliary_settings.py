@@ -93,9 +93,39 @@ class ScannerContrast:
             raise UsageError(f"auxiliary.mode is {self.mode}, auxiliary.pairs is {self.pairs or 'empty'}", fix)
 
 
-AuxiliarySettings = DomainAdversarial | ScannerContrast
+@dataclass(frozen=True)
+class Adversarial:
+    """The task's loss once more, on the batch's patches as an attack leaves them that raises their cross-entropy.
+
+    Attributes:
+        epsilon: largest change of a pixel in 0…1; 4/255 are four grey levels.
+        steps: 1 is FGSM, its gradient taken at a random start within 1/255; more are PGD from a random start within
+            ±epsilon, in steps of 2.5 · epsilon / steps. Behind `harmonise: macenko`, whose percentiles are steep, a few
+            long steps overshoot on some patches: take one, or twenty.
+        weight: factor on that loss.
+
+    Source: Goodfellow 2015 (FGSM beside the clean loss), Madry 2018 (PGD); all numbers are our choice.
+    """
+
+    kind: Literal["adversarial"] = "adversarial"
+    epsilon: float = 4 / 255
+    steps: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon <= 1:
+            fix = "above 0, at most 1: four grey levels are 0.0157; auxiliary: off goes without"
+            raise UsageError(f"auxiliary.epsilon is {self.epsilon}", fix)
+        if self.steps < 1:
+            raise UsageError(f"auxiliary.steps is {self.steps}", "1 for FGSM, more for PGD")
+        if not 0 < self.weight < float("inf"):
+            raise UsageError(f"auxiliary.weight is {self.weight}", "a number above 0; auxiliary: off goes without")
+
+
+AuxiliarySettings = DomainAdversarial | ScannerContrast | Adversarial
 AUXILIARIES: dict[str, type[Any] | None] = {
     "off": None,
     "domain_adversarial": DomainAdversarial,
     "scanner_contrast": ScannerContrast,
+    "adversarial": Adversarial,
 }

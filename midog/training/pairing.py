@@ -1,4 +1,5 @@
-"""What an auxiliary loss needs beside a batch: codes of its patches, and further views where pairs are made.
+"""What an auxiliary loss needs beside a batch: codes of its patches, further views where pairs are made, and where
+attacks on them start.
 
 All of it comes from the fold's training patches alone, or from external pairs that are no patches of the table.
 """
@@ -19,7 +20,7 @@ from augment.views import DIHEDRAL
 from midog.data.pairs import Pairs, read_pairs
 from midog.data.patches import PatchTable
 from midog.errors import DataError
-from midog.training.auxiliary_settings import DomainAdversarial, ScannerContrast
+from midog.training.auxiliary_settings import Adversarial, DomainAdversarial, ScannerContrast
 from midog.training.batches import Images
 from midog.training.seeds import generator_of
 
@@ -33,6 +34,8 @@ Extra = dict[str, NDArray[Any]]
 
 STYLES_PER_SCANNER = 200
 """Training patches drawn from each scanner as its styles (our choice)."""
+START, GRAIN = "start", 127
+"""The name under which starts of attacks travel, as int8 in ±GRAIN: shares of the radius in 1/127 (our choice)."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,18 @@ class ExternalPairing(FoldPairing):
         return {"views": views, **codes("view", np.full(len(drawn), -1), specimens, scanners)}
 
 
+@dataclass(frozen=True)
+class AttackStarts(FoldPairing):
+    """A random start for the attack on each patch, from the patch's own generator: the same however the batch is split.
+
+    There is no confounder: it has one level.
+    """
+
+    def __call__(self, drawn: NDArray[np.int64], images: Patch, rngs: Sequence[np.random.Generator]) -> Extra:
+        starts = [rng.integers(-GRAIN, GRAIN, images.shape[1:], dtype=np.int8, endpoint=True) for rng in rngs]
+        return {**super().__call__(drawn, images, rngs), START: np.stack(starts)}
+
+
 def codes(whose: str, labels: NDArray[Any], specimens: NDArray[Any], confounders: NDArray[Any]) -> Extra:
     named = {"labels": labels, "specimens": specimens, "confounders": confounders}
     return {f"{whose}_{name}": np.asarray(values, dtype=np.int64) for name, values in named.items()}
@@ -109,6 +124,8 @@ def fold_pairing(member: Member, k: int, side: PatchTable, images: Images) -> Fo
     if isinstance(settings, ScannerContrast) and settings.mode == "paired":
         pairs = read_pairs(settings.pairs)
         return ExternalPairing(pairs.scanners, labels, np.zeros_like(labels), pairs=pairs)
+    if isinstance(settings, Adversarial):
+        return AttackStarts(("",), labels, np.zeros_like(labels))
     column = settings.confounder if isinstance(settings, DomainAdversarial) else "scanner"
     levels, confounders = code_levels(side, column, "the auxiliary loss")
     if not isinstance(settings, ScannerContrast):

@@ -66,7 +66,14 @@ def step(
 
 def supervised(training: Training, part: Fed, classifier: Classifier, resources: Resources) -> torch.Tensor:
     """The member's own loss between logits and targets, with the terms that its head adds."""
-    x, terms = classifier.prepare(part.images), dict[str, torch.Tensor]()
+    return task_loss(training, part, classifier, resources, classifier.prepare(part.images))
+
+
+def task_loss(
+    training: Training, part: Fed, classifier: Classifier, resources: Resources, x: torch.Tensor
+) -> torch.Tensor:
+    """The same of a network's input x (n, 3, s, s), whose targets are those of `part`."""
+    terms = dict[str, torch.Tensor]()
     with autocast(resources.device, resources.dtype):
         if classifier.head.has_losses:
             logits, terms = classifier.answer(x, part.targets)

@@ -37,6 +37,7 @@ members:
         ["each.auxiliary=domain_adversarial"],
         ["each.auxiliary=scanner_contrast", "each.harmonise=reinhard"],
         ["each.harmonise=macenko"],
+        ["each.auxiliary=adversarial", "each.harmonise=low_pass"],
     ],
 )
 def test_nothing_in_a_step_waits_for_the_device(sets: list[str], table: PatchTable, tmp_path: Path) -> None:

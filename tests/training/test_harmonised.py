@@ -1,4 +1,4 @@
-"""Members whose scanners are made alike: one path from training to the bundle's answer."""
+"""Members whose pixels or features are changed first: one path from training to the bundle's answer."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ members:
   reinhard: {backbone: test_efficientnet, tune: full, harmonise: reinhard}
   macenko: {backbone: test_vit, tune: {kind: lora, rank: 4}, harmonise: macenko}
   combat: {backbone: test_vit, tune: {kind: lora, rank: 4}, harmonise: combat}
+  low_pass: {backbone: test_efficientnet, tune: full, harmonise: {kind: low_pass, radius: 30}, auxiliary: adversarial}
   plain: {backbone: test_vit, tune: {kind: lora, rank: 4}}
 blend: {kind: equal}
 """
-MEMBERS = ("reinhard", "macenko", "combat")
+MEMBERS = ("reinhard", "macenko", "combat", "low_pass")
 
 
 @pytest.fixture(scope="session")
