@@ -1,6 +1,7 @@
 """Two defences: a low-pass filter before the model, and attacked batches for its training.
 
-A defence holds only against those who know of it: attack `behind_low_pass(encode)` too, not `encode` alone.
+A defence holds only against those who know of it: attack `behind_low_pass(encode)` too, not `encode` alone. A recipe
+has both by key: `harmonise: low_pass`, whose filter is then part of the network, and `auxiliary: adversarial`.
 """
 
 from __future__ import annotations
