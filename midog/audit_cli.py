@@ -20,7 +20,7 @@ def audit(
     split: Annotated[str | None, typer.Option(help="Only this split of the table: train or test.")] = None,
     limit: Annotated[
         int, typer.Option(help="Patches in curves; five times as many where each is asked once; 0: all.")
-    ] = 400,
+    ] = 300,
     use: Annotated[str | None, typer.Option(help="Operating point; default: fast, the cheapest.")] = None,
     pretrained: Pretrained = None,
     as_json: Json = False,

@@ -28,14 +28,14 @@ class Settings:
     many, attacks a fifth; 0: all. watts: of one busy CPU core; grams_per_kwh: of CO2, our choice for a mixed grid. Both
     are declared, not measured: energy and CO2 are estimates."""
 
-    limit: int = 400
+    limit: int = 300
     seed: int = 0
     watts: float = 10.0
     grams_per_kwh: float = 400.0
 
     def __post_init__(self) -> None:
         if self.limit < 0 or 0 < self.limit < 10:
-            raise UsageError(f"a limit of {self.limit} patches", "--limit 400, or 0 for all")
+            raise UsageError(f"a limit of {self.limit} patches", "--limit 300, or 0 for all")
 
 
 ONCE = 5

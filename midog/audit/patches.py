@@ -93,7 +93,7 @@ def stratified(label: ArrayLike, domain: ArrayLike, n: int, seed: int = 0) -> ND
     Raises: UsageError for an `n` below 1.
     """
     if n < 1:
-        raise UsageError(f"{n} patches", "--limit 400, or 0 for all")
+        raise UsageError(f"{n} patches", "--limit 300, or 0 for all")
     words = [f"{a}\0{b}" for a, b in zip(np.asarray(label), np.asarray(domain), strict=True)]
     order = np.random.default_rng(seed).permutation(len(words))
     cell = np.unique(np.array(words)[order], return_inverse=True)[1]
