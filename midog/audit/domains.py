@@ -71,7 +71,7 @@ def section(found: dict[str, Any]) -> Section:
     text, thresholds, rule = TEXT, found["thresholds"], found["rule"]
     if "domains" in thresholds:
         text = f"{TEXT} {UNSEEN}"
-        names = _short([row["domain"] for row in thresholds["domains"]])
+        names = short_names([row["domain"] for row in thresholds["domains"]])
         dots = [
             Dot(name, row["left_out"][rule]["balanced_accuracy"], other=row["best"])
             for name, row in zip(names, thresholds["domains"], strict=True)
@@ -94,10 +94,13 @@ def section(found: dict[str, Any]) -> Section:
     return Section(TITLE, text, tuple(drawings), table_html(table), _note(thresholds, rule))
 
 
-def _short(names: list[str]) -> list[str]:
-    """`tumour | scanner | laboratory` without the tumour, where that still tells them apart."""
-    tails = [name.partition(" | ")[2] or name for name in names]
-    return tails if len(set(tails)) == len(names) else names
+def short_names(names: list[str]) -> list[str]:
+    """`tumour | scanner | laboratory` as the fewest of its parts that no other has: the scanner alone where it can."""
+    parts = [name.split(" | ") for name in names]
+    if any(len(part) != 3 for part in parts):
+        return names
+    ways = [[" | ".join(part[at] for at in chosen) for part in parts] for chosen in ((1,), (1, 2), (0, 1), (0, 1, 2))]
+    return [next(way[row] for way in ways if way.count(way[row]) == 1 or way is ways[-1]) for row in range(len(names))]
 
 
 def _note(thresholds: dict[str, Any], rule: str) -> str:
