@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from augment.views import VIEW_NAMES
 from midog.cli import run
 from midog.data.synthetic import draw
 from midog.files import sha256_file
@@ -136,15 +137,11 @@ def test_a_check_that_finds_problems_ends_with_1(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "patches.csv").exists()
 
 
-def test_help_is_quick_and_grouped() -> None:
-    command = [sys.executable, "-m", "midog", "--help"]
-    subprocess.run(command, capture_output=True, check=True)
-    seconds = []
-    for _ in range(3):
-        began = os.times().children_user + os.times().children_system
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds.append(os.times().children_user + os.times().children_system - began)
-    assert min(seconds) < 0.4  # processor seconds, so that other load does not count
+def test_help_imports_nothing_heavy_and_is_grouped() -> None:
+    heavy = ("torch", "numpy", "scipy", "sklearn", "timm", "optuna", "pydantic", "albumentations", "cv2", "PIL")
+    code = f"import sys; from midog.cli import run; run(['--help']); print(set({heavy}) & set(sys.modules))"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert text.strip().endswith("set()")
     places = [text.index(f"│ {name} ") for name in ("check", "train", "blend", "bundle")]
     assert places == sorted(places)
 
@@ -167,7 +164,7 @@ def test_python_offers_the_same(at_home: Path) -> None:
     result = bundle.predict(images, mpp=0.25)
     rows = result.table()
     assert len(rows) == 3 and all(0 <= row["confidence"] <= 1 for row in rows)
-    assert midog.open_run("runs/smoke").oof("vit").logits.shape[1] == 9
+    assert midog.open_run("runs/smoke").oof("vit").logits.shape[1] == len(VIEW_NAMES)
     with pytest.raises(AttributeError, match="load_bundle"):
         _ = midog.no_such_name
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from augment.views import VIEW_NAMES
@@ -165,15 +164,15 @@ def start(
     classifier = build_classifier(network_of(member), pretrained, begin, measure)
     classifier = classifier.to(resources.device)
     training = member.training
-    trained, auxiliary = nn.ModuleList([classifier]), None
+    auxiliary, pace = None, 1.0
     if member.auxiliary is not None:
         assert pairing is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(member.seed, member.name, k, "auxiliary"))
             width = feature_width(classifier.backbone, classifier.network.backbone.pooling)
             auxiliary = build_auxiliary(member.auxiliary, width, len(pairing.levels)).to(resources.device)
-        trained.append(auxiliary)
-    optimizer = build_optimizer(trained, training.optimizer, training.lr, training.weight_decay)
+        pace = auxiliary.pace
+    optimizer = build_optimizer(classifier, training.optimizer, training.lr, training.weight_decay, auxiliary, pace)
     mean = RunningMean(classifier, training.ema) if training.ema else None
     scaler = GradScaler(resources.device.type, enabled=resources.dtype is torch.float16)
     best = Best(classifier) if training.select == "inner" else None
@@ -193,7 +192,7 @@ def train_epoch(
     steps: int | None = None,
 ) -> dict[str, Any]:
     """One epoch (counted from 0), or its first `steps` steps; returns loss, last lr, seconds, the share of them spent
-    waiting for batches, the number of steps, and what the head notes.
+    waiting for batches, the number of steps, and what the head and the auxiliary loss note.
 
     Nothing in it waits for a GPU before the epoch is over.
 
@@ -235,6 +234,7 @@ def train_epoch(
         "waiting": waited / seconds,
         "steps": taken,
         **classifier.head.notes(),
+        **(state.auxiliary.notes() if isinstance(state.auxiliary, Auxiliary) else {}),
     }
 
 

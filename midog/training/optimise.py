@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +25,27 @@ def changing_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def build_optimizer(module: nn.Module, kind: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module,
+    kind: str,
+    lr: float,
+    weight_decay: float,
+    beside: nn.Module | None = None,
+    pace: float = 1.0,
+) -> torch.optim.Optimizer:
     """AdamW (`adamw`) or Adam (`adam`) on the trained parameters; biases, norms and scales (up to one dimension) are
-    not decayed."""
-    trained = trained_parameters(module)
-    decayed = [parameter for parameter in trained.values() if parameter.ndim > 1]
-    plain = [parameter for parameter in trained.values() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    not decayed. What is trained `beside` the module has `pace` times its learning rate (see `set_learning_rate`)."""
+    groups: list[dict[str, Any]] = []
+    for part, own in ((module, 1.0), (beside, pace)):
+        trained = list(trained_parameters(part).values()) if part is not None else []
+        for decay, chosen in ((weight_decay, True), (0.0, False)):
+            parameters = [parameter for parameter in trained if (parameter.ndim > 1) == chosen]
+            groups.append({"params": parameters, "weight_decay": decay, "lr": lr * own, "pace": own})
+    groups = [group for group in groups if group["params"]]
     # Fused exists on CPU and CUDA; other devices (MPS) take the plain one.
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained.values())
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     build = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return build([group for group in groups if group["params"]], lr=lr, fused=fused)
+    return build(groups, lr=lr, fused=fused)
 
 
 def learning_rate(step: int, steps: int, warmup_steps: int, falls: bool = True) -> float:

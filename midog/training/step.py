@@ -28,7 +28,7 @@ def set_learning_rate(state: checkpoint.State, training: Training, step: int, pe
     if training.schedule == "plateau" and state.best is not None:
         factor *= plateau_factor(state.best.losses)
     for group in state.optimizer.param_groups:
-        group["lr"] = training.lr * factor
+        group["lr"] = training.lr * factor * group["pace"]
     return training.lr * factor
 
 

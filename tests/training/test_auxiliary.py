@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
@@ -34,12 +35,14 @@ from midog.training.auxiliary import (
     ramp,
     reverse_gradient,
     softmax_contrast,
+    standardised,
 )
 from midog.training.auxiliary_settings import AUXILIARIES, DomainAdversarial, ScannerContrast
 from midog.training.fold import start
 from midog.training.identity import differences
 from midog.training.launch import gather, train_recipe
 from midog.training.machine import Machine, claim
+from midog.training.optimise import build_optimizer
 from midog.training.patches import fold_patches
 
 SPECIMENS, SCANNERS = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -170,6 +173,7 @@ def test_the_ramp_of_the_reversal() -> None:
 
 @pytest.mark.parametrize("hidden", [0, 7])
 def test_an_adversary_learns_forwards_and_teaches_backwards(hidden: int) -> None:
+    """Backwards where it knows a patch better than chance does, and not at all where it does not."""
     torch.manual_seed(0)
     adversary = DomainAdversary(DomainAdversarial(weight=0.2, hidden=hidden), 5, 3)
     plain = DomainAdversary(DomainAdversarial(weight=0.2, hidden=hidden), 5, 3)
@@ -177,10 +181,37 @@ def test_an_adversary_learns_forwards_and_teaches_backwards(hidden: int) -> None
     features, scanners = torch.randn(9, 5, requires_grad=True), torch.arange(9) % 3
     adversary(Seen(features, torch.zeros(9), torch.arange(9), scanners, 1.0)).backward()
     same = features.detach().clone().requires_grad_(True)
-    F.cross_entropy(plain.classifier(same), scanners).backward()
-    torch.testing.assert_close(features.grad, -0.2 * ramp(1.0) * same.grad)
+    x = standardised(same)
+    x.retain_grad()
+    each = F.cross_entropy(plain.classifier(x), scanners, reduction="none")
+    each.mean().backward()
+    known = (each < math.log(3)).float()[:, None]
+    assert 0 < known.mean() < 1, "both kinds must occur"
+    again = features.detach().clone().requires_grad_(True)
+    standardised(again).backward(-0.2 * ramp(1.0) * known * x.grad)
+    torch.testing.assert_close(features.grad, again.grad)
     for ours, theirs in zip(adversary.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+    assert adversary.notes() == {"domain_loss": pytest.approx(float(each.mean().detach()))} and not adversary.notes()
+
+
+def test_an_adversary_takes_the_scanner_out_of_features_and_leaves_the_label() -> None:
+    """Drawn vectors that hold both beside noise; a member that may only weigh their parts gives the scanner's none."""
+    scanners, labels = torch.arange(240) % 3, (torch.arange(240) // 3) % 2
+    held = torch.zeros(240, 8)
+    held[:, 0], held[:, 1] = 4.0 * (scanners - 1), 4.0 * labels
+    torch.manual_seed(0)
+    body, head = nn.ParameterList([torch.ones(8)]), nn.Linear(8, 1)
+    adversary = DomainAdversary(DomainAdversarial(weight=1.0), 8, 3)
+    optimizer = build_optimizer(nn.ModuleList([body, head]), "adam", 1e-2, 0.0, adversary, adversary.pace)
+    for step in range(400):
+        optimizer.zero_grad()
+        features = held * body[0] + torch.randn(240, 8)
+        task = F.binary_cross_entropy_with_logits(head(features)[:, 0], labels.float())
+        (task + adversary(Seen(features, labels, torch.arange(240), scanners, step / 400))).backward()
+        optimizer.step()
+    weights = body[0].detach()
+    assert weights[0].abs() < 0.2 and weights[1] > 0.8
 
 
 def test_variation_over_scanner_views() -> None:

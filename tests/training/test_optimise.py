@@ -30,6 +30,13 @@ def test_biases_and_norms_are_not_decayed_and_frozen_weights_not_touched() -> No
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.1), (3, 0.0)]
 
 
+def test_what_is_trained_beside_has_its_own_pace() -> None:
+    groups = build_optimizer(nn.Linear(3, 1), "adamw", 1e-3, 0.1, nn.Linear(3, 2), 10.0).param_groups
+    assert [(group["lr"], group["pace"], group["weight_decay"]) for group in groups] == [
+        (1e-3, 1.0, 0.1), (1e-3, 1.0, 0.0), (1e-2, 10.0, 0.1), (1e-2, 10.0, 0.0)
+    ]  # fmt: skip
+
+
 def test_the_running_mean_follows_its_closed_form_buffers_too() -> None:
     network = nn.BatchNorm1d(2)
     mean = RunningMean(network, 0.999)
