@@ -82,13 +82,7 @@ def paired_robustness(
 
 
 def count_pairs(
-    features: ArrayLike,
-    label: ArrayLike,
-    confounder: ArrayLike,
-    group: ArrayLike,
-    k: int = K,
-    repeats: int = REPEATS,
-    seed: int = 0,
+    features: ArrayLike, label: ArrayLike, confounder: ArrayLike, group: ArrayLike, k: int, repeats: int, seed: int
 ) -> PairCounts:
     """The counts of `paired_robustness`, with its arguments. What is drawn depends on the table and the seed alone, so
     that two feature spaces of the same patches are counted on the same draws."""

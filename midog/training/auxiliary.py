@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midog.models.classifier import Classifier
+from midog.models.heads.base import told_mean
 from midog.models.predict import autocast
 from midog.robustness.defence import raise_loss
 from midog.robustness.local import Local
@@ -119,11 +120,7 @@ class DomainAdversary(Auxiliary):
 
     def notes(self) -> dict[str, float]:
         """`domain_loss`: the classifier's mean cross-entropy; log(levels) is chance."""
-        if not self._losses:
-            return {}
-        mean = float(torch.stack(self._losses).mean())
-        self._losses.clear()
-        return {"domain_loss": mean}
+        return told_mean("domain_loss", self._losses)
 
 
 class ScannerContrastLoss(Auxiliary):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Needs = Literal["pooled", "tokens"]
@@ -39,3 +40,12 @@ class HeadModule(nn.Module):
     def notes(self) -> dict[str, float]:
         """What an epoch's log line says of the head, forgotten as it is told."""
         return {}
+
+
+def told_mean(name: str, values: list[Tensor]) -> dict[str, float]:
+    """For `notes`: the mean of scalar tensors under `name`, or nothing where there are none. Empties the list."""
+    if not values:
+        return {}
+    mean = float(torch.stack(values).mean())
+    values.clear()
+    return {name: mean}

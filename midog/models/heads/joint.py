@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from midog.errors import UsageError
 from midog.models.heads.attention import GatedAttention
-from midog.models.heads.base import HeadModule, Needs
+from midog.models.heads.base import HeadModule, Needs, told_mean
 
 GRAM = 0.1
 """Weight of the Gram term where `gram: auto` switches it on (our choice)."""
@@ -154,11 +154,7 @@ class JointHead(HeadModule):
 
     def notes(self) -> dict[str, float]:
         """`central_mass`: the mean attention on the central tokens since it was last asked for."""
-        if not self._masses:
-            return {}
-        mass = float(torch.stack(self._masses).mean())
-        self._masses.clear()
-        return {"central_mass": mass}
+        return told_mean("central_mass", self._masses)
 
 
 def central_tokens(count: int, device: torch.device | str = "cpu") -> Tensor:
