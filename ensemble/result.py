@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import BLEND_FILE, OperatingPoint
-from ensemble.crossfit import KINDS, STRENGTHS, BlendSettings, Fit, Predictions
+from ensemble.fit import KINDS, STRENGTHS, BlendSettings, Fit, Predictions
 from ensemble.oof import OofSet, Source
 from ensemble.predictions import EVERYTHING, Scored, group_words, write_scored
 from ensemble.thresholds import Thresholds, threshold_content, unseen_domains

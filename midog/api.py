@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ensemble.ablation import Ablation
     from ensemble.compare import Comparison
-    from ensemble.crossfit import BlendResult
+    from ensemble.result import BlendResult
     from midog.bundle import Bundle
     from midog.data.checks import Checked
     from midog.data.patches import PatchTable
@@ -140,6 +140,7 @@ def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: 
             not given (or None) comes from the first run's recipe.
     """
     from ensemble import crossfit
+    from ensemble.fit import BlendSettings
     from ensemble.oof import find_sources
 
     names = [str(run) for run in runs]
@@ -148,7 +149,7 @@ def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: 
     stored = dict(sources[0].run.recipe.get("blend", {}))
     counts = dict(stored.pop("fold_models", {}))  # by the member's name in its run; members left out have no say
     own = {s.name: counts[s.member] for s in sources if s.run.path == sources[0].run.path and s.member in counts}
-    return crossfit.blend_runs(names, crossfit.BlendSettings(**{"fold_models": own, **stored, **chosen}), folder)
+    return crossfit.blend_runs(names, BlendSettings(**{"fold_models": own, **stored, **chosen}), folder)
 
 
 def compare_results(a: Path | str, b: Path | str, by: str | None = None, truth: Path | str | None = None) -> Comparison:

@@ -46,7 +46,7 @@ def member_features(
     Raises: DataError where the fold is not trained; UsageError for an unknown member or fold; WeightsError where the
         pretrained weights are missing or not those it was trained from, or the model's file changed.
     """
-    from midog.models.backbones import empty_backbone
+    from midog.models.build import empty_backbone
     from midog.models.classifier import Classifier, pretrained_state
     from midog.models.features import head_features, pooled_features
     from midog.models.heads.linear import Linear, LinearHead

@@ -206,7 +206,7 @@ def _stage_backbones(
 
 def _tensors_needed(network: Network, members: Sequence[BlendMember]) -> frozenset[str]:
     """Names of the backbone's tensors that at least one fold model does not override."""
-    from midog.models.backbones import empty_backbone
+    from midog.models.build import empty_backbone
     from midog.models.classifier import BACKBONE
     from midog.models.weights import TensorFile
 

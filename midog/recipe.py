@@ -28,7 +28,7 @@ from midog.settings import (
 
 if TYPE_CHECKING:
     from augment.policies import Augment
-    from ensemble.crossfit import BlendSettings
+    from ensemble.fit import BlendSettings
     from midog.training.member import Member
 
 Where = Callable[[tuple[str, ...]], str]
@@ -253,7 +253,7 @@ def _augment(problems: Problems, content: Mapping[str, Any], where: Where) -> Au
 
 def _blend(problems: Problems, value: Any, seed: int, said: Any, members: Mapping[str, Any]) -> BlendSettings | None:
     """`said` are the members as written: `fold_models` may also name one that is off, which then counts for nothing."""
-    from ensemble.crossfit import BlendSettings
+    from ensemble.fit import BlendSettings
 
     content = _section(problems, {"blend": value}, "blend", ".".join)
     counts = content.get("fold_models")

@@ -18,7 +18,8 @@ from bundle_fixture import NETWORKS, POINTS, PREVALENCE, draw_patches, make_blen
 from PIL import Image as Picture
 
 from ensemble.blend import combine, confidence, decide, read_blend
-from ensemble.crossfit import BlendSettings, blend_runs
+from ensemble.crossfit import blend_runs
+from ensemble.fit import BlendSettings
 from midog.bundle import Bundle, open_bundle, pack, read_manifest
 from midog.data.pixels import open_pixels
 from midog.errors import ContractError, DataError, UsageError, WeightsError

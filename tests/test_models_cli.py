@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from midog.errors import WeightsError
-from midog.models.backbones import build_backbone, list_backbones
+from midog.models.backbones import list_backbones
+from midog.models.build import build_backbone
 from midog.models_cli import models_app
 
 

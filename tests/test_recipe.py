@@ -34,7 +34,7 @@ def test_every_member_of_a_shipped_recipe_finds_what_it_tunes(name: str) -> None
     """Adapters find their layers, prompts their blocks; built without contents, so that giants take no memory."""
     import torch
 
-    from midog.models.backbones import empty_backbone
+    from midog.models.build import empty_backbone
     from midog.models.tuning import apply_tuning
     from midog.training.member import network_of
 

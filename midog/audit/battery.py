@@ -10,7 +10,6 @@ Nothing here tunes anything: operating point, threshold and weights are taken as
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ from typing import Any
 
 from midog.audit.measure import ONCE, Settings
 from midog.audit.opening import open_subject
+from midog.audit.page import page
+from midog.audit.parts import PARTS, TRAINING, lines, part
 from midog.audit.patches import Patches, read_patches
 from midog.audit.subject import Subject
 from midog.errors import DataError, MidogError, unknown
@@ -27,24 +28,6 @@ from midog.files import lock, read_json, sha256_file, sha256_json, write_json, w
 from midog.metrics import case_index
 from midog.provenance import provenance
 
-PARTS = (
-    "domains",
-    "baselines",
-    "small_cnn",
-    "calibration",
-    "symmetry",
-    "field",
-    "corruption",
-    "attacks",
-    "leakage",
-    "left_out",
-    "robustness",
-    "low_data",
-    "cost",
-)
-"""In reading order; each is a module with `TITLE`, `measure`, `headline` and `section`."""
-TRAINING = ("small_cnn",)
-"""Parts that train: they run where they are named alone, each in a folder of its name, and continue there."""
 AUDIT_FILE, PAGE_FILE = "audit.json", "audit.html"
 Say = Callable[[str], None]
 
@@ -88,8 +71,6 @@ def audit(
     Raises: UsageError for unknown names; DataError where there is nothing to look at, or one class; what a part
         raises is its reason for not being run.
     """
-    from midog.audit.page import page
-
     settings, folder = settings or Settings(), Path(folder)
     for name in only:
         if name not in PARTS:
@@ -142,19 +123,6 @@ def run_part(name: str, subject: Subject, patches: Patches, settings: Settings, 
     except MidogError as error:
         content = {"not_run": error.render()}
     return {**content, "seconds": round(time.monotonic() - began, 1)}
-
-
-def part(name: str) -> Any:
-    """The part's module."""
-    return importlib.import_module(f"midog.audit.{name}")
-
-
-def lines(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """One line for each part that was asked for: its headline, or why it did not run."""
-    return {
-        name: part(name).headline(content["found"]) if "found" in content else f"not run: {content['not_run']}"
-        for name, content in parts.items()
-    }
 
 
 def describe(subject: Subject, given: Patches, many: Patches, settings: Settings) -> dict[str, Any]:

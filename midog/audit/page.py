@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from midog.audit.battery import PARTS, TRAINING, lines, part
+from midog.audit.parts import PARTS, TRAINING, lines, part
 from midog.report.markup import Section, escape, page_html, paragraphs
 
 HOW = (

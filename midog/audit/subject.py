@@ -164,7 +164,7 @@ class Subject:
 
         Raises: WeightsError where neither the bundle nor the pretrained weights hold it.
         """
-        from midog.models.backbones import empty_backbone
+        from midog.models.build import empty_backbone
         from midog.models.classifier import Classifier, pretrained_state
         from midog.models.features import pooled_features
         from midog.models.heads.linear import Linear

@@ -163,7 +163,7 @@ def _peak_of_bare_network(folder: Path, patches: int) -> float:
     import torch
 
     from midog.bundle import open_bundle
-    from midog.models.backbones import empty_backbone
+    from midog.models.build import empty_backbone
     from midog.models.classifier import Classifier
     from midog.models.network import Network
     from midog.models.predict import pick_batch, pick_device

@@ -34,11 +34,11 @@ from midog.models.preprocess import input_size
 from midog.recipe import load_recipe
 from midog.training.batches import Augmentation
 from midog.training.fold import start, train_epoch
-from midog.training.launch import gather
 from midog.training.machine import Machine, Resources, claim, forget_peak, peak_memory
 from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.patches import FoldPatches, fold_patches
+from midog.training.source import gather
 
 PATCHES = 320
 WARM = 2

@@ -1,4 +1,4 @@
-"""The registry of backbones: what each is, where its weights come from, how it is built.
+"""The registry of backbones: what each is and where its weights come from.
 
 A backbone is a record of data (`records/`), not a class. Three ways to name one: a registry name (`virchow2`), any
 model of timm (`timm/<name>`), or an inline record (a mapping with at least `timm`).
@@ -7,21 +7,15 @@ model of timm (`timm/<name>`), or an inline record (a mapping with at least `tim
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from midog.errors import UsageError, unknown
 from midog.models.layouts import LAYOUTS
 from midog.models.records import natural, pathology
-from midog.models.timm_import import import_timm
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
+from midog.models.timm_import import create_network, import_timm
 
 POOLINGS = ("cls", "cls+mean", "avg")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -145,7 +139,7 @@ def _derived(timm_name: str, kwargs: dict[str, Any], pooling: str | None = None)
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.device("meta"):
-        model: Any = _create(timm_name, kwargs)
+        model: Any = create_network(timm_name, kwargs)
     config: Any = model.pretrained_cfg
     embedding = getattr(model, "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
@@ -177,99 +171,3 @@ def _derived(timm_name: str, kwargs: dict[str, Any], pooling: str | None = None)
         timm_kwargs=kwargs,
         lora_targets=targets,
     )
-
-
-def _create(timm_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """timm's network without classifier. A hub address is refused: building never talks to the network.
-
-    One made for a single channel (`in_chans: 1`) is given the channels of an image one by one.
-    """
-    from midog.models.channels import channel_by_channel
-
-    timm = import_timm()
-    if not timm.is_model(timm_name):
-        raise unknown("timm model", timm_name, timm.list_models())
-    ignored = [key for key, value in kwargs.items() if value is None]
-    if ignored:
-        raise UsageError(
-            f"timm ignores arguments that are null: {', '.join(ignored)}", "leave them out of `timm_kwargs`"
-        )
-    try:
-        model: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=0, **_layer_classes(kwargs))
-    except TypeError as error:
-        raise UsageError(f"timm cannot build {timm_name}: {error}", "check `timm_kwargs` of the backbone") from error
-    return channel_by_channel(model) if kwargs.get("in_chans") == 1 else model
-
-
-def _layer_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for timm: layer classes are named by strings in a record, so that it stays plain data."""
-    import timm.layers
-    from torch import nn
-
-    found = dict(kwargs)
-    for key, value in kwargs.items():
-        if key.endswith("_layer") and isinstance(value, str):
-            found[key] = getattr(timm.layers, value, None) or getattr(nn, value, value)
-    return found
-
-
-def empty_backbone(record: Backbone) -> nn.Module:
-    """The network with exact buffers and *uninitialised* parameters, for a state that is loaded next.
-
-    Initialising a ViT-H takes longer than reading its weights. Parameters stay untouched memory; buffers, also those
-    that no state dict holds (rotary tables), are computed as always.
-    """
-    with _without_initialisation():
-        return _create(record.timm, record.timm_kwargs)
-
-
-@contextmanager
-def _without_initialisation() -> Iterator[None]:
-    from torch import nn
-    from torch.overrides import TorchFunctionMode
-
-    class Skip(TorchFunctionMode):
-        """Leaves out in-place fills of parameters (`uniform_`, `mul_`, …) on this thread."""
-
-        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            kwargs = kwargs or {}
-            target = args[0] if args else kwargs.get("tensor")
-            name = getattr(function, "__name__", "")
-            in_place = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-            if in_place and isinstance(target, nn.Parameter):
-                return target
-            return function(*args, **kwargs)
-
-    with Skip():
-        yield
-
-
-def build_backbone(
-    name: str | Mapping[str, Any] | Backbone,
-    pretrained: str = "random",
-    seed: int = 0,
-    weights: Path | None = None,
-) -> nn.Module:
-    """The timm network without classifier, in float32 on the CPU.
-
-    Args:
-        name: Registry name, `timm/<name>`, or a record.
-        pretrained: `random` (reproducible from `seed`), `record` (the record's published file), or a path.
-        seed: Seed of the random initialisation; torch's own generator is left as it was.
-        weights: Folder (or file) to look for pretrained weights in; see `weights.find_weights`.
-
-    Raises: UsageError for an unknown backbone; WeightsError when its weights are missing or do not fit.
-    """
-    import torch
-
-    from midog.models.weights import find_weights, load_pretrained
-
-    record = find_backbone(name)
-    if pretrained == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return _create(record.timm, record.timm_kwargs)
-    path = find_weights(record, pretrained, weights)
-    model = empty_backbone(record)
-    load_pretrained(model, path, record)
-    return model

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from midog.files import sha256_json
-from midog.models.backbones import build_backbone, find_backbone, list_backbones
+from midog.models.backbones import find_backbone, list_backbones
+from midog.models.build import build_backbone
 from midog.models.heads.base import HeadModule
-from midog.models.heads.kinds import Head, build_head
+from midog.models.heads.kinds import Head
 from midog.models.heads.linear import pool, token_rows
 from midog.models.network import Network
 from midog.models.preprocess import input_size, prepare, prepare_pixels
@@ -61,7 +62,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.backbone = backbone
-        self.head: HeadModule = build_head(network, backbone)
+        self.head: HeadModule = network.build_head(backbone)
         # Convolutions on a processor and on tensor cores are two to three times faster with channels last.
         self.format = torch.contiguous_format if network.backbone.patch else torch.channels_last
         self.backbone.to(memory_format=self.format)  # type: ignore[call-overload]

@@ -224,7 +224,7 @@ def _skeleton(network: Network) -> Classifier:
     """The classifier as training builds it, tuning included, of tensors without contents."""
     import torch
 
-    from midog.models.backbones import empty_backbone
+    from midog.models.build import empty_backbone
     from midog.models.classifier import Classifier
     from midog.models.tuning import apply_tuning
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from midog.errors import UsageError, WeightsError
-from midog.models.backbones import empty_backbone
+from midog.models.build import empty_backbone
 from midog.models.classifier import BACKBONE, HEAD, Classifier
 from midog.models.harmonise import CombatFeatures
 from midog.models.heads.base import HeadModule
 from midog.models.heads.combat import CombatHead
-from midog.models.heads.kinds import build_head
 from midog.models.heads.linear import Linear, feature_width
 from midog.models.network import Network
 from midog.models.prompts import Prompts, insert_prompts
@@ -117,7 +116,7 @@ class Inference:
         backbone = self._module.backbone
         shapes = {name.removeprefix(HEAD): fold.shape(name) for name in fold.names if name.startswith(HEAD)}
         try:
-            head = build_head(network, backbone, shapes)
+            head = network.build_head(backbone, shapes)
         except UsageError as error:
             raise WeightsError(f"{fold.path} is no fold model of this project ({error.problem})") from error
         if "gamma" in shapes and isinstance(network.harmonise, CombatFeatures):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from midog.errors import UsageError, unknown
 from midog.models.backbones import Backbone, find_backbone
 from midog.models.harmonise import HARMONISERS, CombatFeatures, Harmonise
-from midog.models.heads.kinds import HEADS, Head, check_head
+from midog.models.heads.base import HeadModule
+from midog.models.heads.kinds import HEADS, Head, build_head, check_head
 from midog.models.heads.linear import Linear
 from midog.models.preprocess import Image
 from midog.models.tuning import TUNES, Full, Tune
@@ -34,6 +37,10 @@ class Network:
                 f"harmonise: combat fits a linear head again, and the head is {self.head.kind}", "head: linear"
             )
         check_head(self.head, self.tune)
+
+    def build_head(self, backbone: nn.Module, stored: Mapping[str, Sequence[int]] | None = None) -> HeadModule:
+        """Its head, untrained, on its backbone; see `heads.kinds.build_head`."""
+        return build_head(self.head, self.tune, self.backbone.pooling, backbone, stored)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back equal."""

@@ -8,10 +8,15 @@ before somebody compiles a network.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from midog.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
 
 COMPILER, UTILS = "torch._dynamo", "torch._dynamo.utils"
 
@@ -56,3 +61,37 @@ def _without_compiler() -> Iterator[None]:
 
 def _unchanged(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
     return function
+
+
+def create_network(timm_name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """timm's network without classifier. A hub address is refused: building never talks to the network.
+
+    One made for a single channel (`in_chans: 1`) is given the channels of an image one by one.
+    """
+    from midog.models.channels import channel_by_channel
+
+    timm = import_timm()
+    if not timm.is_model(timm_name):
+        raise unknown("timm model", timm_name, timm.list_models())
+    ignored = [key for key, value in kwargs.items() if value is None]
+    if ignored:
+        raise UsageError(
+            f"timm ignores arguments that are null: {', '.join(ignored)}", "leave them out of `timm_kwargs`"
+        )
+    try:
+        model: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=0, **_layer_classes(kwargs))
+    except TypeError as error:
+        raise UsageError(f"timm cannot build {timm_name}: {error}", "check `timm_kwargs` of the backbone") from error
+    return channel_by_channel(model) if kwargs.get("in_chans") == 1 else model
+
+
+def _layer_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for timm: layer classes are named by strings in a record, so that it stays plain data."""
+    import timm.layers
+    from torch import nn
+
+    found = dict(kwargs)
+    for key, value in kwargs.items():
+        if key.endswith("_layer") and isinstance(value, str):
+            found[key] = getattr(timm.layers, value, None) or getattr(nn, value, value)
+    return found

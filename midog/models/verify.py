@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from midog.errors import WeightsError
 from midog.files import sha256_file
-from midog.models.backbones import Backbone, empty_backbone, find_backbone, list_backbones
+from midog.models.backbones import Backbone, find_backbone, list_backbones
+from midog.models.build import empty_backbone
 from midog.models.layouts import LAYOUTS, prefixes, translate
 from midog.models.pickled import is_safetensors, read_pickled
 from midog.models.weights import CLASSIFIERS, PICKLED, TensorFile, load_pretrained

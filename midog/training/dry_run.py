@@ -15,9 +15,10 @@ from augment.views import VIEW_SETS
 from midog.data.patches import PatchTable
 from midog.models.cost import bundle_bytes
 from midog.status import readable_seconds
-from midog.training.launch import Recipe, choose, gather
+from midog.training.launch import choose
 from midog.training.machine import Machine, claim
 from midog.training.proof import Proof, prove
+from midog.training.source import Recipe, gather
 from midog.training.teacher import teacher_of
 from midog.yaml import yaml_text
 

@@ -38,8 +38,8 @@ from midog.training.machine import Machine, Resources, claim
 from midog.training.member import Member, network_of
 from midog.training.memory import Memory
 from midog.training.optimise import RunningMean, build_optimizer
-from midog.training.pairing import FoldPairing, sampling
-from midog.training.patches import FoldPatches, fold_patches
+from midog.training.pairing import FoldPairing
+from midog.training.patches import FoldPatches, fold_patches, sampling
 from midog.training.prototypes import prototypes_of
 from midog.training.refit import harmonise_head
 from midog.training.sampling import draw_epoch

@@ -15,7 +15,8 @@ from midog.grid import Grid, extend_grid, read_grid, write_grid
 from midog.run import Run, open_run
 from midog.training.identity import differences
 from midog.training.jobs import Report
-from midog.training.launch import Plan, Recipe, carry_out, find_place, plan_run, silent
+from midog.training.launch import Plan, carry_out, find_place, plan_run, silent
+from midog.training.source import Recipe
 
 
 def train_grid(

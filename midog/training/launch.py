@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from augment.policies import refuse_agpl
-from midog.data.folds import Assignment, assign
+from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
-from midog.data.pixels import Pixels, open_pixels
 from midog.errors import UsageError, unknown
 from midog.run import Run, fold_folder, open_run
 from midog.status import holder
@@ -33,35 +30,11 @@ from midog.training.member import Member, check_tuning
 from midog.training.prepare import prepare_run
 from midog.training.preview import contact_sheet, write_contact_sheet
 from midog.training.slots import choose_gpus, gpu_slots, train_in_slots
+from midog.training.source import Recipe, Source, gather
 from midog.training.teacher import teacher_folder, teachers_first
 
 if TYPE_CHECKING:
     from midog.training.cluster import Slurm
-
-
-class Recipe(Protocol):
-    """What launching needs of a recipe; `midog.recipe.Recipe` is one. `plain` is the resolved recipe as plain data,
-    `difference` what sets it apart from the shipped recipe that it starts from."""
-
-    @property
-    def folds(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def members(self) -> Mapping[str, Member]: ...
-    @property
-    def plain(self) -> dict[str, Any]: ...
-    @property
-    def difference(self) -> Sequence[str]: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """The training patches of a run: `table`, `assignment` and `pixels` belong together row by row; no `test` rows."""
-
-    table: PatchTable
-    assignment: Assignment
-    pixels: Pixels
 
 
 def silent(message: str) -> None:
@@ -234,14 +207,6 @@ def _cluster(slurm: str, gpus: Sequence[int] | None) -> Slurm | None:
     if gpus is not None:
         raise UsageError("--gpus and --slurm: the one is this machine, the other a cluster", "leave one of them out")
     return parse_slurm(slurm)
-
-
-def gather(recipe: Recipe, table: PatchTable) -> Source:
-    """Folds and pixels of the training patches. Raises: DataError, LeakError."""
-    whole = assign(table, recipe.folds)
-    used = np.flatnonzero(whole.index >= 0)
-    rows = table.subset(used)
-    return Source(rows, Assignment(whole.index[used], whole.names), open_pixels(rows))
 
 
 def choose(what: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

@@ -131,8 +131,7 @@ def check_tuning(members: Iterable[Member]) -> None:
     """
     import torch
 
-    from midog.models.backbones import empty_backbone
-    from midog.models.heads.kinds import build_head
+    from midog.models.build import empty_backbone
     from midog.models.tuning import apply_tuning
 
     problems: dict[str, str] = {}
@@ -141,7 +140,7 @@ def check_tuning(members: Iterable[Member]) -> None:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 backbone, part = empty_backbone(network.backbone), "head"
-                build_head(network, backbone)
+                network.build_head(backbone)
                 part = "tune"
                 apply_tuning(backbone, network.tune, network.backbone)
         except MidogError as error:

@@ -26,7 +26,6 @@ from midog.training.seeds import generator_of
 
 if TYPE_CHECKING:
     from midog.training.member import Member
-    from midog.training.patches import FoldPatches
 
 Patch = NDArray[np.uint8]
 Restyle = Callable[[Patch], Patch]
@@ -172,15 +171,3 @@ def code_levels(side: PatchTable, column: str, what: str) -> tuple[tuple[str, ..
 def _require_pairs(labels: NDArray[np.int64], confounders: NDArray[np.int64]) -> None:
     if not any(len(np.unique(confounders[labels == label])) > 1 for label in (0, 1)):
         raise DataError("no class is on two scanners: cross_scanner_label has no pair", "auxiliary: off")
-
-
-def sampling(member: Member, patches: FoldPatches) -> tuple[str, NDArray[np.int8], Sequence[str]]:
-    """Sampler, labels and domains that an epoch is drawn by.
-
-    Pairs within the fold need batches that hold each scanner equally often within each class; `training.sampler` is
-    then passed over.
-    """
-    settings, pairing = member.auxiliary, patches.pairing
-    if isinstance(settings, ScannerContrast) and settings.mode != "paired" and pairing is not None:
-        return "domain", patches.labels, [pairing.levels[code] for code in pairing.confounders]
-    return member.training.sampler, patches.labels, patches.domains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from midog.data.folds import Assignment
 from midog.data.patches import PatchTable
 from midog.errors import DataError
 from midog.models.harmonise import CombatFeatures
+from midog.training.auxiliary_settings import ScannerContrast
 from midog.training.batches import Augmentation, Images, Samples
 from midog.training.losses import domain_weights
 from midog.training.member import Member
@@ -187,3 +189,15 @@ def scanner_targets(
         drawn = np.sort(rng.choice(rows, size=min(TARGETS_PER_SCANNER, len(rows)), replace=False))
         found[str(name)] = patch_targets(images[drawn], _beta_max(fourier))
     return found
+
+
+def sampling(member: Member, patches: FoldPatches) -> tuple[str, NDArray[np.int8], Sequence[str]]:
+    """Sampler, labels and domains that an epoch is drawn by.
+
+    Pairs within the fold need batches that hold each scanner equally often within each class; `training.sampler` is
+    then passed over.
+    """
+    settings, pairing = member.auxiliary, patches.pairing
+    if isinstance(settings, ScannerContrast) and settings.mode != "paired" and pairing is not None:
+        return "domain", patches.labels, [pairing.levels[code] for code in pairing.confounders]
+    return member.training.sampler, patches.labels, patches.domains

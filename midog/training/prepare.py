@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
@@ -14,11 +14,9 @@ from midog.provenance import provenance
 from midog.run import fold_folder, open_run
 from midog.training.identity import differences, fold_identity, stored_identity
 from midog.training.member import Member
+from midog.training.source import Recipe, Source
 from midog.training.teacher import teacher_sha256
 from midog.yaml import write_yaml
-
-if TYPE_CHECKING:
-    from midog.training.launch import Recipe, Source
 
 
 def prepare_run(

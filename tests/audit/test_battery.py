@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from midog.audit.battery import PARTS, TRAINING, audit, part
+from midog.audit.battery import audit
 from midog.audit.measure import Settings
 from midog.audit.opening import open_subject
+from midog.audit.parts import PARTS, TRAINING, part
 from midog.cli import run as command
 from midog.errors import DataError, UsageError
 from midog.files import read_json, write_json

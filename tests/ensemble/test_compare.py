@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ensemble.compare import Comparison, compare, load_scored
-from ensemble.crossfit import BlendSettings, blend_runs
+from ensemble.crossfit import blend_runs
+from ensemble.fit import BlendSettings
 from ensemble.oof import align
 from ensemble.predictions import write_scored
 from midog.data.patches import PatchTable

@@ -14,7 +14,8 @@ import pytest
 
 from augment.views import VIEW_SETS
 from ensemble.blend import combine, read_blend
-from ensemble.crossfit import JOURNAL_FILE, BlendSettings, Views, blend_oof, blend_rows, blend_runs, predict
+from ensemble.crossfit import JOURNAL_FILE, blend_oof, blend_rows, blend_runs, predict
+from ensemble.fit import BlendSettings, Views
 from ensemble.oof import OofSet, align
 from ensemble.predictions import read_scored
 from ensemble.result import OOF_BLEND_FILE, BlendResult

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ensemble.calibrate import fit_calibration, fit_threshold
-from ensemble.crossfit import BlendSettings, blend_runs
+from ensemble.crossfit import blend_runs
+from ensemble.fit import BlendSettings
 from ensemble.result import BlendResult
 from ensemble.thresholds import MEAN, WORST, Thresholds, best_balanced_accuracy, threshold_table, unseen_domains
 from midog.files import read_json

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from midog.errors import UsageError
-from midog.models.backbones import build_backbone, empty_backbone, find_backbone, list_backbones
+from midog.models.backbones import find_backbone, list_backbones
+from midog.models.build import build_backbone, empty_backbone
 from midog.models.heads.linear import pool_features
 
 

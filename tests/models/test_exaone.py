@@ -14,7 +14,8 @@ from midog.bundle import open_bundle, pack, read_manifest
 from midog.data.patches import PatchTable
 from midog.errors import UsageError, WeightsError
 from midog.files import sha256_file
-from midog.models.backbones import Backbone, build_backbone, empty_backbone, find_backbone
+from midog.models.backbones import Backbone, find_backbone
+from midog.models.build import build_backbone, empty_backbone
 from midog.models.classifier import Network
 from midog.models.heads.linear import pool_features
 from midog.models.preprocess import Image

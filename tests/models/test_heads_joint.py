@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from midog.errors import UsageError
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
 from midog.models.classifier import Network, build_classifier
 from midog.models.heads.attention import GatedAttention
 from midog.models.heads.joint import Joint, JointHead, central_tokens, gram_loss

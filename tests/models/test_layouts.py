@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from midog.errors import WeightsError
-from midog.models.backbones import Backbone, build_backbone, find_backbone, list_backbones
+from midog.models.backbones import Backbone, find_backbone, list_backbones
+from midog.models.build import build_backbone
 from midog.models.heads.linear import pool_features
 from midog.models.layouts import LAYOUTS, prefixes, translate
 from midog.models.weights import load_pretrained

@@ -10,7 +10,7 @@ from checkpoints import Bomb, pickled
 from safetensors.torch import load_file
 
 from midog.errors import WeightsError
-from midog.models.backbones import build_backbone
+from midog.models.build import build_backbone
 from midog.models.pickled import read_pickled
 from midog.models.pull import pull
 from midog.models.weights import write_tensors

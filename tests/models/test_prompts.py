@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from midog.errors import UsageError, WeightsError
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
 from midog.models.classifier import Classifier, Network, pretrained_state, save_fold
 from midog.models.heads.linear import pool_features
 from midog.models.inference import Inference

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from midog.errors import UsageError, WeightsError
 from midog.files import sha256_file
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
 from midog.models.pull import pull
 from midog.models.verify import verify
 from midog.models.weights import TensorFile, write_tensors

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from midog.models.backbones import Backbone, empty_backbone, find_backbone, list_backbones
+from midog.models.backbones import Backbone, find_backbone, list_backbones
+from midog.models.build import empty_backbone
 from midog.models.heads.linear import feature_width, pool_features
 from midog.models.tuning import Lora, adapted_layers
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from midog.errors import UsageError
-from midog.models.backbones import Backbone, build_backbone, find_backbone
+from midog.models.backbones import Backbone, find_backbone
+from midog.models.build import build_backbone
 from midog.models.classifier import Network, build_classifier, fold_state, pretrained_state
 from midog.models.heads.linear import pool_features
 from midog.models.tuning import (

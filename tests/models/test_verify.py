@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from midog.errors import WeightsError
 from midog.files import sha256_file
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
 from midog.models.verify import verify
 from midog.models.weights import find_weights, write_tensors
 

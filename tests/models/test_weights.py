@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from midog.errors import UsageError, WeightsError
 from midog.files import sha256_file
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
 from midog.models.preprocess import fit_patch
 from midog.models.weights import TensorFile, find_weights, load_pretrained, write_tensors
 

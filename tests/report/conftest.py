@@ -138,7 +138,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, table: PatchTable, members: di
 
 @pytest.fixture(scope="session")
 def blend(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
-    from ensemble.crossfit import BlendSettings, blend_runs
+    from ensemble.crossfit import blend_runs
+    from ensemble.fit import BlendSettings
 
     folder = tmp_path_factory.mktemp("blends") / "one"
     blend_runs([run], BlendSettings(trials=5)).write(folder)

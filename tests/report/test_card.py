@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from bundle_fixture import make_run, make_table
 
-from ensemble.crossfit import BlendSettings, blend_runs
+from ensemble.crossfit import blend_runs
+from ensemble.fit import BlendSettings
 from ensemble.predictions import read_scored
 from midog import api
 from midog.bundle import open_bundle, pack

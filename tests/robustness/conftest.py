@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from midog.models.backbones import build_backbone, find_backbone
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
 
 SIZE = 64
 

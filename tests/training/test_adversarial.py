@@ -23,11 +23,11 @@ from midog.training.auxiliary_settings import Adversarial
 from midog.training.batches import epoch_batches
 from midog.training.feed import Fed, feed
 from midog.training.fold import start, train_epoch
-from midog.training.launch import gather
 from midog.training.machine import Machine, Resources, claim
 from midog.training.memory import Memory
 from midog.training.pairing import START, AttackStarts
 from midog.training.patches import fold_patches
+from midog.training.source import gather
 from midog.training.step import supervised
 from midog.variation import vary_recipe
 

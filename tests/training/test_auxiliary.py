@@ -40,10 +40,11 @@ from midog.training.auxiliary import (
 from midog.training.auxiliary_settings import AUXILIARIES, DomainAdversarial, ScannerContrast
 from midog.training.fold import start
 from midog.training.identity import differences
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.machine import Machine, claim
 from midog.training.optimise import build_optimizer
 from midog.training.patches import fold_patches
+from midog.training.source import gather
 
 SPECIMENS, SCANNERS = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 0, 1, 0, 1])
 """Three specimens on two scanners."""

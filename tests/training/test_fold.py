@@ -207,9 +207,9 @@ def test_the_checkpoint_is_one_plain_file(tmp_path: Path, recipe: Recipe, table:
     """Weights, moments, running mean and epoch agree because they are written at once."""
     from midog.training.checkpoint import Header, restore, save
     from midog.training.fold import start, train_epoch
-    from midog.training.launch import gather
     from midog.training.machine import Machine, claim
     from midog.training.patches import fold_patches
+    from midog.training.source import gather
 
     member, source = recipe.members["micro"], gather(recipe, table)
     patches = fold_patches(member, 0, source.table, source.assignment, source.pixels)

@@ -12,10 +12,10 @@ from midog.data.patches import PatchTable
 from midog.models.predict import predict_logits
 from midog.recipe import load_recipe
 from midog.training.fold import start, train_epoch
-from midog.training.launch import gather
 from midog.training.machine import Machine, claim
 from midog.training.memory import Memory
 from midog.training.patches import Rows, fold_patches
+from midog.training.source import gather
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

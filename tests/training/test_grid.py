@@ -101,7 +101,7 @@ def test_a_run_that_fails_leaves_the_others_their_turn(tmp_path: Path, recipe_pa
     status = [open_run(path.parent).status() for path in sorted((tmp_path / "grid").glob("*/recipe.yaml"))]
     assert [one.finished for one in status] == [False, True]
 
-    from midog.models.backbones import build_backbone
+    from midog.models.build import build_backbone
     from midog.models.weights import write_tensors
 
     write_tensors(lost, build_backbone("test_efficientnet", "random", seed=3).state_dict())

@@ -27,8 +27,9 @@ from midog.models.weights import TensorFile
 from midog.recipe import load_recipe
 from midog.run import Run
 from midog.training.identity import differences
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.patches import Rows, fold_patches
+from midog.training.source import gather
 
 RECIPE = """
 each:

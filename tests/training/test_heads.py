@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from augment.views import VIEW_NAMES
-from ensemble.crossfit import BlendSettings, blend_runs
+from ensemble.crossfit import blend_runs
+from ensemble.fit import BlendSettings
 from midog.bundle import open_bundle, pack
 from midog.data.patches import PatchTable
 from midog.data.pixels import open_pixels
@@ -34,11 +35,12 @@ from midog.training.batches import Images
 from midog.training.checkpoint import Header, restore, save
 from midog.training.fold import start, train_epoch
 from midog.training.identity import differences, stored_identity
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.machine import Machine, claim
 from midog.training.patches import fold_patches
 from midog.training.prototypes import class_prototypes, prototypes_of
 from midog.training.seeds import generator_of
+from midog.training.source import gather
 
 RECIPE = """
 each:

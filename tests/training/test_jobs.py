@@ -21,10 +21,11 @@ from midog.run import fold_folder, open_run
 from midog.status import read_log
 from midog.training.folder import Busy, hold
 from midog.training.jobs import ATTEMPTS, Job, Tally, fold_command, machine_options, read_failure
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.machine import Machine
 from midog.training.prepare import prepare_run
 from midog.training.slots import choose_gpus, gpu_slots, train_in_slots
+from midog.training.source import gather
 
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
 ONE_THREAD = ["--threads", "1"]

@@ -101,7 +101,7 @@ def test_one_member_fails_the_others_go_on_and_a_later_run_tries_again(
     with pytest.raises(DataError, match="not trained on every fold"):
         open_run(tmp_path / "run").oof("a_lost")
 
-    from midog.models.backbones import build_backbone
+    from midog.models.build import build_backbone
     from midog.models.weights import write_tensors
 
     write_tensors(lost, build_backbone("test_vit", "random", seed=3).state_dict())
@@ -111,7 +111,7 @@ def test_one_member_fails_the_others_go_on_and_a_later_run_tries_again(
 
 
 def test_other_pretrained_weights_are_a_difference(tmp_path: Path, recipe_path: Path, table: PatchTable) -> None:
-    from midog.models.backbones import build_backbone
+    from midog.models.build import build_backbone
     from midog.models.weights import write_tensors
 
     weights = tmp_path / "test_vit.safetensors"

@@ -13,11 +13,11 @@ from midog.errors import MidogError
 from midog.models.classifier import Classifier
 from midog.recipe import load_recipe
 from midog.training.fold import start, train_epoch
-from midog.training.launch import gather
 from midog.training.machine import Machine, claim
 from midog.training.memory import Memory
 from midog.training.optimise import changing_tensors
 from midog.training.patches import fold_patches
+from midog.training.source import gather
 
 RECIPE = """
 each:

@@ -14,10 +14,11 @@ from midog.data.patches import PatchTable
 from midog.files import read_json
 from midog.recipe import Recipe, load_recipe
 from midog.training.batches import epoch_batches
-from midog.training.launch import gather, train_recipe
-from midog.training.pairing import FoldPairing, sampling
-from midog.training.patches import FoldPatches, fold_patches
+from midog.training.launch import train_recipe
+from midog.training.pairing import FoldPairing
+from midog.training.patches import FoldPatches, fold_patches, sampling
 from midog.training.sampling import draw_epoch
+from midog.training.source import gather
 
 KEY = (0, "micro", 0, 0)
 

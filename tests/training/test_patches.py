@@ -13,8 +13,9 @@ from augment.fourier import patch_targets
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.recipe import Recipe, load_recipe
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.patches import FoldPatches, fold_patches
+from midog.training.source import gather
 
 FOURIER = "each.augment.fourier={p: 1, targets: %s}"
 

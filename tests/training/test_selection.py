@@ -17,10 +17,11 @@ from midog.errors import DataError, UsageError
 from midog.files import read_json
 from midog.recipe import load_recipe
 from midog.status import read_log
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.member import Training
 from midog.training.patches import fold_patches
 from midog.training.selection import Best, plateau_factor
+from midog.training.source import gather
 
 INNER = ("each.training.select=inner", "each.training.patience=3", "each.training.schedule=plateau")
 

@@ -22,7 +22,7 @@ from midog.data.patches import PatchTable
 from midog.data.pixels import open_pixels
 from midog.errors import LeakError, UsageError, WeightsError
 from midog.files import read_json, write_json
-from midog.models.backbones import build_backbone
+from midog.models.build import build_backbone
 from midog.models.classifier import BACKBONE, Classifier, pretrained_state
 from midog.models.inference import Inference
 from midog.models.network import Network
@@ -34,12 +34,13 @@ from midog.status import START, START_LOG, read_log
 from midog.training.checkpoint import read_header
 from midog.training.identity import differences, fold_identity
 from midog.training.jobs import Job, Tally, fold_command
-from midog.training.launch import gather, train_recipe
+from midog.training.launch import train_recipe
 from midog.training.machine import Machine, claim
 from midog.training.member import network_of
 from midog.training.patches import Rows, fold_patches
 from midog.training.prepare import prepare_run
 from midog.training.slots import train_in_slots
+from midog.training.source import gather
 from midog.training.start import HIDDEN, Reconstruction, feature_map, tune_backbone
 from midog.training.teacher import load_teacher, teacher_sha256
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -13,9 +13,6 @@ from midog.models.heads.concept import PROTOTYPES, Concept, ConceptHead, empty_a
 from midog.models.heads.joint import GRAM, Joint, JointHead
 from midog.models.heads.linear import Linear, LinearHead, feature_width, prefix_rows
 from midog.models.tuning import Lora, Tune
-
-if TYPE_CHECKING:
-    from midog.models.network import Network
 
 Head = Linear | Joint | Concept
 HEADS: dict[str, type[Any]] = {"linear": Linear, "joint": Joint, "concept": Concept}
@@ -30,17 +27,19 @@ def check_head(head: Head, tune: Tune) -> None:
         )
 
 
-def build_head(network: Network, backbone: nn.Module, stored: Mapping[str, Sequence[int]] | None = None) -> HeadModule:
-    """The head of `network` on its backbone, untrained.
+def build_head(
+    head: Head, tune: Tune, pooling: str, backbone: nn.Module, stored: Mapping[str, Sequence[int]] | None = None
+) -> HeadModule:
+    """The head on its backbone, untrained.
 
     Args:
         stored: shapes of the head's tensors in a fold model's file; without it, concept anchors come from their file.
 
     Raises: what a head's settings raise that do not fit the backbone; DataError or WeightsError for an anchors' file.
     """
-    head, features = network.head, feature_width(backbone, network.backbone.pooling)
+    features = feature_width(backbone, pooling)
     if isinstance(head, Joint):
-        usual = GRAM if isinstance(network.tune, Lora) else 0.0
+        usual = GRAM if isinstance(tune, Lora) else 0.0
         gram = usual if isinstance(head.gram, str) else float(head.gram)
         return JointHead(int(backbone.num_features), prefix_rows(backbone), head, gram)  # type: ignore[arg-type]
     if isinstance(head, Concept):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from midog.errors import UsageError
-from midog.models.backbones import build_backbone
+from midog.models.build import build_backbone
 from midog.models.heads.linear import Linear, LinearHead, feature_width, pool_features
 
 
