@@ -46,6 +46,9 @@ members:
 blend: {kind: equal}
 """
 MEMBERS = ("reinhard", "macenko", "combat", "low_pass")
+CLOSE = {"combat": 1e-4}
+"""How close two ways to a logit come, where 2e-5 is too much to ask: ComBat divides by what little a micro-model's
+features vary, and magnifies their rounding, which processors do not share: 3e-5 on one kind, below 2e-5 on others."""
 
 
 @pytest.fixture(scope="session")
@@ -69,16 +72,16 @@ def model_of(run: Run, member: str) -> Inference:
 def test_a_fold_model_and_the_bundle_answer_as_the_run_did(
     member: str, run: Run, table: PatchTable, tmp_path: Path
 ) -> None:
-    model, pixels = model_of(run, member), open_pixels(table)
+    model, pixels, close = model_of(run, member), open_pixels(table), CLOSE.get(member, 2e-5)
     files = [run.fold_folder(member, k) / "model.safetensors" for k in (0, 1)]
     answers = [predict_logits(model.switch(file), pixels, VIEW_NAMES, "cpu") for file in files]
     for k, logits in enumerate(answers):
         rows = table.folds == k
-        np.testing.assert_allclose(logits[rows], run.oof(member).logits[rows], atol=2e-5)
+        np.testing.assert_allclose(logits[rows], run.oof(member).logits[rows], atol=close)
     api.blend_runs(f"{run.path}:{member}").write(tmp_path / "blend")
     api.pack_bundle(tmp_path / "blend", tmp_path / "model.tar.gz", None)
     answered = api.load_bundle(tmp_path / "model.tar.gz").at("full/1").predict(pixels).logit
-    np.testing.assert_allclose(answered, np.mean([logits[:, 0] for logits in answers], axis=0), atol=2e-5)
+    np.testing.assert_allclose(answered, np.mean([logits[:, 0] for logits in answers], axis=0), atol=close)
 
 
 def test_members_of_every_kind_take_turns_on_one_backbone(run: Run) -> None:
