@@ -1,4 +1,4 @@
-"""timm in a third of the time.
+"""timm in a third of the time, and its networks without classifier.
 
 The platform starts a process for every 16 patches, so imports are a good part of a run. Of `import timm`, two thirds
 are torch's compiler and sympy, which torchvision imports for one function and timm for one decorator; neither is needed
