@@ -10,7 +10,7 @@ from midog.audit.figures import said
 from midog.audit.measure import ONCE, Settings, groups, score
 from midog.audit.patches import Patches
 from midog.audit.subject import Subject
-from midog.report.figures import Dot, interval_plot
+from midog.report.figures import Dot, domain_names, interval_plot
 from midog.report.markup import Drawing, Marked, Section, Value, table_html
 from midog.report.text import cell_text
 
@@ -71,7 +71,7 @@ def section(found: dict[str, Any]) -> Section:
     text, thresholds, rule = TEXT, found["thresholds"], found["rule"]
     if "domains" in thresholds:
         text = f"{TEXT} {UNSEEN}"
-        names = short_names([row["domain"] for row in thresholds["domains"]])
+        names = domain_names([row["domain"] for row in thresholds["domains"]])
         dots = [
             Dot(name, row["left_out"][rule]["balanced_accuracy"], other=row["best"])
             for name, row in zip(names, thresholds["domains"], strict=True)
@@ -92,15 +92,6 @@ def section(found: dict[str, Any]) -> Section:
         for row in rows
     ]
     return Section(TITLE, text, tuple(drawings), table_html(table), _note(thresholds, rule))
-
-
-def short_names(names: list[str]) -> list[str]:
-    """`tumour | scanner | laboratory` as the fewest of its parts that no other has: the scanner alone where it can."""
-    parts = [name.split(" | ") for name in names]
-    if any(len(part) != 3 for part in parts):
-        return names
-    ways = [[" | ".join(part[at] for at in chosen) for part in parts] for chosen in ((1,), (1, 2), (0, 1), (0, 1, 2))]
-    return [next(way[row] for way in ways if way.count(way[row]) == 1 or way is ways[-1]) for row in range(len(names))]
 
 
 def _note(thresholds: dict[str, Any], rule: str) -> str:

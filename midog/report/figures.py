@@ -42,6 +42,15 @@ def short(name: str, length: int = SHORT) -> str:
     return name if len(name) <= length else f"{name[: length - half - 1]}…{name[-half:]}"
 
 
+def domain_names(names: Sequence[str]) -> list[str]:
+    """`tumour | scanner | laboratory` as the fewest of its parts that no other has: the scanner alone where it can."""
+    parts = [name.split(" | ") for name in names]
+    if any(len(part) != 3 for part in parts):
+        return list(names)
+    ways = [[" | ".join(part[at] for at in chosen) for part in parts] for chosen in ((1,), (1, 2), (0, 1), (0, 1, 2))]
+    return [next(way[row] for way in ways if way.count(way[row]) == 1 or way is ways[-1]) for row in range(len(names))]
+
+
 def learning_curve(
     name: str, folds: Sequence[tuple[ArrayLike, ArrayLike]], epochs: int, top: float, loss: str = "training loss"
 ) -> str:

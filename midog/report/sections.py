@@ -130,8 +130,8 @@ def domain_section(found: Findings) -> Section | None:
 
 
 def _domain_dots(found: Findings, metric: str) -> list[Dot]:
-    """All patches, then each domain under the words that set it apart."""
-    names, _ = _telling([row.name for row in found.domains])
+    """All patches, then each domain."""
+    names = figures.domain_names([row.name for row in found.domains])
     rows = [replace(row, name=name) for row, name in zip(found.domains, names, strict=True)]
     dots = [replace(_dot(row, metric, found), strong=False, faint=row.few, hollow=row.few) for row in rows]
     if found.row is None:

@@ -49,9 +49,10 @@ def threshold_section(found: Findings) -> Section | None:
         "gained; the ranking, and so the AUROC, does not depend on it."
     )
     rule = found.threshold_rule
+    names = ["all", *figures.domain_names([row["domain"] for row in domains])]
     dots = [
-        Dot(row["domain"], row["left_out"][rule]["balanced_accuracy"], other=row["best"], strong=row is whole)
-        for row in [whole, *domains]
+        Dot(name, row["left_out"][rule]["balanced_accuracy"], other=row["best"], strong=row is whole)
+        for name, row in zip(names, [whole, *domains], strict=True)
         if row["best"] is not None
     ]
     caption = (

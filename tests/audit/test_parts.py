@@ -323,9 +323,3 @@ def test_limits_that_cannot_be() -> None:
     for limit in (-1, 5):
         with pytest.raises(UsageError, match="--limit"):
             Settings(limit=limit)
-
-
-def test_domains_are_called_by_the_fewest_parts_that_tell_them_apart() -> None:
-    names = ["breast | CS2 | A", "mast cell | CS2 | B", "breast | XR | A", "lung | XR | A", "breast | S360 | A"]
-    assert domains.short_names(names) == ["CS2 | A", "CS2 | B", "breast | XR", "lung | XR", "S360"]
-    assert domains.short_names(["here", "there"]) == ["here", "there"]

@@ -88,3 +88,9 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone():
     with sheet("x") as drawn:
         drawn.axes()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_domains_are_called_by_the_fewest_parts_that_tell_them_apart():
+    names = ["breast | CS2 | A", "mast cell | CS2 | B", "breast | XR | A", "lung | XR | A", "breast | S360 | A"]
+    assert figures.domain_names(names) == ["CS2 | A", "CS2 | B", "breast | XR", "lung | XR", "S360"]
+    assert figures.domain_names(["here", "there"]) == ["here", "there"]

@@ -124,6 +124,14 @@ def test_domains_never_seen_are_on_the_page(blend, blend_page, tmp_path):
     regret = f"{row['left_out']['across']['regret']:.3f}".removeprefix("0")
     assert row["domain"] in checked.words and regret in checked.words
     shutil.copytree(blend, tmp_path / "one")
+    domains = [
+        {**row, "domain": f"human breast cancer | Scanner {at} | UMC Utrecht"}
+        for at, row in enumerate(kept["thresholds"]["domains"])
+    ]
+    write_json(tmp_path / "one" / "blend.json", {**kept, "thresholds": {**kept["thresholds"], "domains": domains}})
+    text, _ = read(report(tmp_path / "one"))
+    for at in range(len(domains)):
+        assert text.count(f"Scanner {at}") == 2, "once in the table, once in the figure, where names are cut"
     write_json(tmp_path / "one" / "blend.json", {**kept, "thresholds": {"how": "All patches are of one domain."}})
     assert "All patches are of one domain." in read(report(tmp_path / "one"))[0]
     write_json(tmp_path / "one" / "blend.json", {key: value for key, value in kept.items() if key != "thresholds"})
