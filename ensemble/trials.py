@@ -15,7 +15,7 @@ ALONE = "run"
 """The factor of runs that are no grid: each is a value of its own."""
 
 
-_UNFINISHED = "repeat `midog train … --vary`: it continues; or --fold NAME for the folds that are done"
+_UNFINISHED = "repeat `midog train … --vary`: it continues; or GRID:MEMBER and --fold NAME for what is done"
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,7 @@ def finish(
     chosen: int,
 ) -> None:
     """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole."""
+    began = time.perf_counter()
     if isinstance(member.harmonise, CombatFeatures):
         harmonise_head(classifier, patches, member.training.sampler != "natural", resources)
     round_trained(classifier)
@@ -307,7 +308,7 @@ def finish(
         "network": network,
         "epoch": chosen,
         "training_patches": len(patches.labels),
-        "seconds": seconds,
+        "seconds": seconds + time.perf_counter() - began,
         "seed": member.seed,
         "threads": resources.threads,
         "device": resources.device_name,

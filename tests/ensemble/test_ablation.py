@@ -190,6 +190,20 @@ def test_folds_that_are_done_can_be_compared_alone(make: Any, table: PatchTable,
         compare_grid([tmp_path / "g"], folds=["scanner"])
 
 
+def test_a_member_trained_alone_is_compared_as_grid_and_member(make: Any, table: PatchTable, tmp_path: Path) -> None:
+    grid = make_grid(FACTORS[1:], SEEDS)
+    for run in grid.runs:
+        logits = make.logits(table, 1.3 if run.values == (64,) else 0.8, run.seed)
+        make.run(tmp_path / "g" / run.name, table, {"net": logits, "other": logits})
+        (tmp_path / "g" / run.name / "other" / "fold_1" / "done.json").unlink()
+    write_grid(tmp_path / "g", grid)
+    with pytest.raises(DataError, match="no run of this grid is finished") as error:
+        compare_grid([tmp_path / "g"])
+    assert "GRID:MEMBER" in error.value.fix
+    found = compare_grid([f"{tmp_path / 'g'}:net"])
+    assert found.runs == 6 and of(found, "crop: 128 → 64")["roc_auc"].verdict == "better"
+
+
 def test_runs_that_differ_in_patches_or_folds_are_refused(make: Any, table: PatchTable, tmp_path: Path) -> None:
     write_runs(make, tmp_path / "g", table, lambda values, _: 1.0, FACTORS[:1])
     logits = make.logits(table, 1.0, 1)
