@@ -15,7 +15,9 @@ ALONE = "run"
 """The factor of runs that are no grid: each is a value of its own."""
 
 
-_UNFINISHED = "repeat `midog train … --vary`: it continues; or GRID:MEMBER and --fold NAME for what is done"
+_UNFINISHED = (
+    "repeat `midog train … --vary`: it continues; or compare what is done: GRID:MEMBER for one member, --fold NAME"
+)
 
 
 @dataclass(frozen=True)

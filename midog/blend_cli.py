@@ -53,7 +53,7 @@ def blend(
 
 def compare(
     results: Annotated[
-        list[str], typer.Argument(help="Two runs, RUN:MEMBER, blends or prediction tables; or the runs of a grid.")
+        list[str], typer.Argument(help="Two runs, RUN:MEMBER, blends or prediction tables; or GRID or GRID:MEMBER.")
     ],
     by: Annotated[By | None, typer.Option(help="Also within each of these.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Patch table with labels, for prediction tables.")] = None,

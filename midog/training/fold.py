@@ -287,7 +287,10 @@ def finish(
     seconds: float,
     chosen: int,
 ) -> None:
-    """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole."""
+    """Write the fold model, its OOF logits and, last of all, done.json, which says that both are whole.
+
+    `seconds`: what start and training took; done.json's are these and what happens here.
+    """
     began = time.perf_counter()
     if isinstance(member.harmonise, CombatFeatures):
         harmonise_head(classifier, patches, member.training.sampler != "natural", resources)

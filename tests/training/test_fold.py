@@ -178,6 +178,12 @@ def test_oof_covers_every_training_patch_once_and_fits_the_saved_model(
     assert np.array_equal(again, oof.logits[rows])
 
 
+def test_the_seconds_of_a_fold_hold_its_scoring(recipe: Recipe, table: PatchTable, reference: Path) -> None:
+    train_recipe(recipe, table, reference, threads=1)
+    folder = open_run(reference).fold_folder("micro", 0)
+    assert read_json(folder / "done.json")["seconds"] > sum(line["seconds"] for line in read_log(folder))
+
+
 def test_held_out_patches_are_never_touched(tmp_path: Path, recipe: Recipe, table: PatchTable) -> None:
     from dataclasses import replace
 
