@@ -7,6 +7,7 @@ near its top: its maximum is taken after smoothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ ACROSS_LEAST = 10
 NEWTON_STEPS = 100
 CONVERGED = 1e-18
 """Newton stops when a step would gain less than this per patch: parameters are then right to about 1e-9."""
+LOSS_CONVERGED = 1e-11
+"""The same where only the loss matters: that is then right to about 1e-11."""
 
 
 @dataclass(frozen=True)
@@ -52,41 +55,80 @@ def fit_calibration(z: ArrayLike, label: ArrayLike) -> Calibration:
     Raises: DataError when a class is absent or a logit is not finite.
     """
     z, y = _both_classes(z, label)
-    centre, spread = float(z.mean()), float(z.std())
-    x = (z - centre) / spread if spread > 0 else np.zeros_like(z)
-    positives = y.sum()
-    target = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
-    slope, intercept = _newton(x, target)
+    x, centre, spread = _standardised(z)
+    target = _targets(y)
+    slope, intercept, _ = _newton(x, target)
     if not FLATTEST <= slope <= STEEPEST:
         slope = min(max(slope, FLATTEST), STEEPEST)
-        _, intercept = _newton(x, target, slope)
-    scale = spread if spread > 0 else 1.0
-    return Calibration(shift=centre - intercept * scale / slope, temperature=scale / slope)
+        _, intercept, _ = _newton(x, target, fixed=slope)
+    return Calibration(shift=centre - intercept * spread / slope, temperature=spread / slope)
 
 
-def _newton(x: Floats, target: Floats, fixed: float | None = None) -> tuple[float, float]:
-    """(slope, intercept) that minimise the log-loss of sigmoid(slope·x + intercept); a `fixed` slope stays."""
-    columns = np.ones((len(x), 1)) if fixed is not None else np.stack([np.ones_like(x), x], axis=1)
+def calibrated_loss(label: ArrayLike, like: ArrayLike) -> Callable[[Floats], float]:
+    """The mean log-loss that logits (n,) have after the shift and temperature that suit them best.
+
+    Targets are those of `fit_calibration`. The logits `like` tell where to begin; the result does not depend on them.
+    Raises: DataError when a class is absent or a logit of `like` is not finite.
+    """
+    z, y = _both_classes(like, label)
+    target = _targets(y)
+    slope, intercept, _ = _newton(_standardised(z)[0], target)
+    share = target.mean()
+    constant = float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
+
+    def loss(logits: Floats) -> float:
+        best, _, total = _newton(_standardised(logits)[0], target, (intercept, slope), enough=LOSS_CONVERGED)
+        # Where the order of patches would have to be turned round, a flat curve is the best that is allowed.
+        return total / len(target) if best > 0 else constant
+
+    return loss
+
+
+def _standardised(z: Floats) -> tuple[Floats, float, float]:
+    """Logits of mean 0 and standard deviation 1, with the mean and standard deviation they had; equal logits: zeros."""
+    centre, spread = float(z.mean()), float(z.std())
+    return ((z - centre) / spread, centre, spread) if spread > 0 else (np.zeros_like(z), centre, 1.0)
+
+
+def _targets(y: Floats) -> Floats:
+    """Platt's: one pseudo-patch of the other class keeps them from 0 and 1."""
+    positives = y.sum()
+    return np.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
+
+
+def _newton(
+    x: Floats,
+    target: Floats,
+    start: tuple[float, float] | None = None,
+    fixed: float | None = None,
+    enough: float = CONVERGED,
+) -> tuple[float, float, float]:
+    """(slope, intercept, summed log-loss) of the best sigmoid(slope·x + intercept); a `fixed` slope stays.
+
+    `start` is an (intercept, slope); `enough` the gain per patch below which no further step is taken.
+    """
+    columns = np.ones((1, len(x))) if fixed is not None else np.stack([np.ones_like(x), x])
     offset = fixed * x if fixed is not None else np.zeros_like(x)
-    beta = np.zeros(columns.shape[1])
-    beta[0] = np.log(target.mean() / (1 - target.mean()))
-    loss = _loss(columns @ beta + offset, target)
+    beta = np.array(start or (np.log(target.mean() / (1 - target.mean())), 0.0))[: len(columns)]
+    loss, p = _loss(beta @ columns + offset, target)
     for _ in range(NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(columns @ beta + offset, -700, 700)))
-        gradient = columns.T @ (p - target)
-        hessian = (columns.T * (p * (1 - p))) @ columns
+        gradient = columns @ (p - target)
+        hessian = (columns * (p * (1 - p))) @ columns.T
         step = np.linalg.solve(hessian + 1e-12 * len(x) * np.eye(len(beta)), gradient)
-        if gradient @ step < CONVERGED * len(x):
+        if gradient @ step < enough * len(x):
             break
         size = 1.0
-        while (new := _loss(columns @ (beta - size * step) + offset, target)) > loss and size > 1e-6:
+        while (new := _loss((beta - size * step) @ columns + offset, target))[0] > loss and size > 1e-6:
             size /= 2
-        beta, loss = beta - size * step, new
-    return (fixed if fixed is not None else float(beta[1])), float(beta[0])
+        beta, (loss, p) = beta - size * step, new
+    return (fixed if fixed is not None else float(beta[1])), float(beta[0]), loss
 
 
-def _loss(logit: Floats, target: Floats) -> float:
-    return float((np.maximum(logit, 0.0) + np.log1p(np.exp(-np.abs(logit))) - target * logit).sum())
+def _loss(logit: Floats, target: Floats) -> tuple[float, Floats]:
+    """Summed log-loss, and sigmoid(logit)."""
+    below = np.exp(-np.abs(logit))
+    p = np.where(logit >= 0, 1.0, below) / (1.0 + below)
+    return float((np.maximum(logit, 0.0) + np.log1p(below) - target * logit).sum()), p
 
 
 @dataclass(frozen=True)

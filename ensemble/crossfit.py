@@ -66,6 +66,7 @@ def blend_oof(oof: OofSet, settings: BlendSettings, folder: Path | str | None = 
     rows = blend_rows(oof, settings)
     part = case_parts(rows.case, rows.label, seed=settings.seed)
     identity = {
+        "objective": "calibrated",
         "settings": {name: value for name, value in asdict(settings).items() if name not in ("fold_models", "fast")},
         "names": rows.names,
         "logits": sha256_bytes(np.ascontiguousarray(rows.logits[settings.views]).tobytes()),

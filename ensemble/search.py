@@ -1,9 +1,10 @@
 """Optuna over simplex weights: equal weights first, then moves around the best trial so far.
 
-The objective is the log-loss of the weighted mean of logits, after one shift and temperature for all members, fitted
-once at equal weights: balanced sampling moves logits, and an affine map leaves the log-loss convex in the weights.
+The objective is the log-loss of the weighted mean of logits after the shift and temperature that suit these weights
+best, as an operating point gets them. With one shift and temperature for all weights a weak member would earn weight by
+its small logits alone, which cool the others down.
 
-Why an own sampler (our choice): a trial here costs a tenth of a millisecond. Optuna's TPE needs ten milliseconds and
+Why an own sampler (our choice): a trial here costs less than a millisecond. Optuna's TPE needs ten milliseconds and
 more to propose one in 20 dimensions, and knows nothing of the simplex. `SimplexSampler` proposes from the seed, the
 trial's number and the best trial so far, and from nothing else; so a search that was killed goes on, from its
 journal, exactly as it would have gone, which a resumed generator does not.
@@ -26,7 +27,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from ensemble.calibrate import fit_calibration
+from ensemble.calibrate import calibrated_loss
 from midog.errors import DataError, MidogError
 from midog.files import sha256_json, write_text
 
@@ -85,16 +86,15 @@ def search(
 
 
 def objective(logits: Floats, label: ArrayLike) -> Callable[[Floats], float]:
-    """Mean log-loss as a function of weights (m,) on the simplex; convex in them (Boyd & Vandenberghe 2004, 3.2.2)."""
-    signs = 2.0 * np.asarray(label, dtype=np.float64) - 1.0
-    common = fit_calibration(logits.mean(axis=1), label)
-    signed = np.asfortranarray(-signs[:, None] * common.scale(logits))
+    """Mean log-loss of the calibrated blend as a function of weights (m,) on the simplex.
 
-    def log_loss(weights: Floats) -> float:
-        margin = signed @ weights
-        return float((np.maximum(margin, 0.0) + np.log1p(np.exp(-np.abs(margin)))).mean())
-
-    return log_loss
+    The logit has the form slope·Σ wᵢ zᵢ + intercept, in whose coefficients (slope·w, intercept) the log-loss is convex
+    (Boyd & Vandenberghe 2004, 3.2.2). Its minimum over slope > 0 and intercept is therefore quasi-convex in w: no
+    local minimum but the best one.
+    """
+    logits = np.ascontiguousarray(logits.T)
+    loss = calibrated_loss(label, logits.mean(axis=0))
+    return lambda weights: loss(weights @ logits)
 
 
 def _optimise(
