@@ -14,7 +14,8 @@ temperature and threshold cross-fitted by case. In each replicate the bootstrap 
 
 The same seed in two combinations counts as two trainings. Calibration and threshold are not fitted again in a
 replicate, and neither scanners nor folds are drawn: an interval speaks of other cases and other seeds on these
-scanners. With a single seed, folds are drawn before cases, as `compare` does it.
+scanners. With a single seed, folds are drawn before cases, as `compare` does it: with `folds: scanner` these are the
+scanners. A single seed on patches of a single fold is one training a side, which no interval can call better or worse.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.compare import LOWER_IS_BETTER, NOISE, REPLICATES, score_members
+from ensemble.compare import REPLICATES, score_members, verdict_of
 from ensemble.oof import OofSet, align, split_spec
 from ensemble.predictions import EVERYTHING, Scored, group_words
 from ensemble.trials import Design, find_design
@@ -47,9 +48,10 @@ class Effect:
     """Value minus baseline of one metric in one group of patches.
 
     `change` says what differs, `part` whether it is the effect of a factor or one combination against the first. `runs`
-    are those on either side, `baseline` and `value` their mean scores. `verdict` is better, worse or noise, None where
-    undefined. The intervals of a part of the table (factors on all patches, combinations, factors within all groups)
-    hold together in 95 of 100 cases (Bonferroni).
+    are those on either side, `baseline` and `value` their mean scores. `verdict` is better, worse or noise; "one
+    training" where a single one on either side would be called better or worse; None where undefined. The intervals
+    of a part of the table (factors on all patches, combinations, factors within all groups) hold together in 95 of 100
+    cases (Bonferroni).
     """
 
     part: str
@@ -72,7 +74,8 @@ class Effect:
 @dataclass(frozen=True)
 class Ablation:
     """All effects; `drawn` says what the bootstrap drew, `first` is the combination that the others are compared with,
-    `left_out` names runs that are not finished, or whose seed is not finished in every combination."""
+    `seeds` are those of a grid, none for runs outside of one; `left_out` names runs that are not finished, or whose
+    seed is not finished in every combination."""
 
     effects: tuple[Effect, ...]
     first: str
@@ -119,11 +122,12 @@ def compare_grid(
     effects: list[Effect] = []
     for contrasts, masks in ((factors, everything), (combinations, everything), (factors, groups)):
         effects += _effects(contrasts, masks, scored, seed)
-    drawn = (
-        "folds and cases" if len(design.seeds) == 1 else f"cases, and {len(design.seeds)} seeds for each combination"
-    )
-    runs = len(design.combinations) * len(design.seeds)
-    return Ablation(tuple(effects), design.label(0), design.seeds, runs, drawn, design.left_out)
+    seeds = len(scored[0])
+    if seeds > 1:
+        drawn = f"cases, and {seeds} seeds for each combination"
+    else:
+        drawn = "folds and cases" if _trainings(scored, everything[EVERYTHING]) > 1 else "cases"
+    return Ablation(tuple(effects), design.label(0), design.seeds, len(scored) * seeds, drawn, design.left_out)
 
 
 def _score(design: Design, folds: Sequence[str] | None) -> list[list[Scored]]:
@@ -180,13 +184,23 @@ def _effects(
         points, draws = _replicates(scored, rows, n, seed)
         means = {metric: _with_seeds(draws[metric], seed) for metric in METRICS}
         size = scores(*_columns(scored[0][0], rows))
+        trainings = _trainings(scored, rows)
         for contrast in contrasts:
             for metric, mean in means.items():
                 spread = mean[list(contrast.plus)].mean(axis=0) - mean[list(contrast.minus)].mean(axis=0)
                 sides = [_mean(points[metric][list(side)]) for side in (contrast.minus, contrast.plus)]
                 interval = percentile_interval(spread, level)
-                found.append(_effect(contrast, group, metric, size.n, size.n_atypical, len(scored[0]), sides, interval))
+                verdict = verdict_of(interval, metric, BETTER, WORSE, trainings)
+                runs = len(contrast.plus) * len(scored[0])
+                found.append(_effect(contrast, group, metric, size.n, size.n_atypical, runs, sides, interval, verdict))
     return found
+
+
+def _trainings(scored: list[list[Scored]], rows: NDArray[np.bool_]) -> int:
+    """Trainings of one combination that its scores on these patches come from."""
+    folds = scored[0][0].folds
+    assert folds is not None
+    return len(scored[0]) * len(np.unique(folds[rows]))
 
 
 def _with_seeds(values: Floats, seed: int) -> Floats:
@@ -238,16 +252,13 @@ def _effect(
     metric: str,
     n: int,
     n_atypical: int,
-    seeds: int,
+    runs: int,
     sides: Sequence[float | None],
     interval: Interval | None,
+    verdict: str | None,
 ) -> Effect:
     baseline, value = sides
-    verdict = None
-    if interval is not None:
-        verdict = NOISE
-        if interval.low > 0 or interval.high < 0:
-            verdict = BETTER if (interval.low > 0) != (metric in LOWER_IS_BETTER) else WORSE
+    difference = None if baseline is None or value is None else value - baseline
     return Effect(
         contrast.part,
         group,
@@ -255,10 +266,10 @@ def _effect(
         metric,
         n,
         n_atypical,
-        len(contrast.plus) * seeds,
+        runs,
         baseline,
         value,
-        None if baseline is None or value is None else value - baseline,
+        difference,
         interval,
         verdict,
     )

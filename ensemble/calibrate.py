@@ -93,7 +93,7 @@ def _standardised(z: Floats) -> tuple[Floats, float, float]:
 def _targets(y: Floats) -> Floats:
     """Platt's: one pseudo-patch of the other class keeps them from 0 and 1."""
     positives = y.sum()
-    return np.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
+    return np.asarray(np.where(y == 1, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2)))
 
 
 def _newton(

@@ -23,11 +23,16 @@ LOWER_IS_BETTER = ("log_loss",)
 REPLICATES = 4000
 """More than one result needs: intervals that hold together reach further into the tails."""
 NOISE = "noise"
+ONE_TRAINING = "one training"
+"""The verdict where other cases would say the same, but a single training a side cannot tell luck from worth."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A of one metric in one group. `verdict` is noise, "A better" or "B better", or None where undefined.
+    """B minus A of one metric in one group.
+
+    `verdict` is noise, "A better" or "B better"; "one training" for what is not noise in out-of-fold results on
+    patches that are all of one fold, so of one training on either side; None where undefined.
 
     The interval is wide enough for all intervals of its part of the table (all patches, or all groups) to hold
     together in 95 of 100 cases; without that, one difference in twenty would stand out by chance.
@@ -48,7 +53,8 @@ class Difference:
 class Comparison:
     """All differences between two results; `left_out` counts patches that only A, only B has.
 
-    `drawn` says what the bootstrap drew: "cases", or "folds and cases" for two out-of-fold results of the same folds.
+    `drawn` says what the bootstrap drew: "cases", or "folds and cases" for two out-of-fold results of the same folds;
+    within a group that is of a single fold it draws cases alone.
     """
 
     a: str
@@ -105,7 +111,7 @@ def compare(
     if by is not None:
         words = left.groups(by).astype(str)
         found += _differences(left, right, {str(word): words == word for word in np.unique(words)}, n, seed)
-    drawn = "cases" if _shared_folds(left, right) is None else "folds and cases"
+    drawn = "folds and cases" if _trainings(_shared_folds(left, right)) > 1 else "cases"
     return Comparison(first.name, second.name, tuple(found), left_out, drawn)
 
 
@@ -183,6 +189,25 @@ def _shared_folds(a: Scored, b: Scored) -> NDArray[np.int32] | None:
     return a.folds
 
 
+def _trainings(folds: NDArray[np.int32] | None) -> int:
+    """Trainings that results on patches of these `folds` come from, a side; 0 for what is not out of fold."""
+    return 0 if folds is None else len(np.unique(folds))
+
+
+def verdict_of(interval: Interval | None, metric: str, better: str, worse: str, trainings: int) -> str | None:
+    """What the interval of a difference says: `better` or `worse`, noise where it crosses 0, None where undefined.
+
+    "one training" stands for better and worse where `trainings`, those that the bootstrap drew from, are one.
+    """
+    if interval is None:
+        return None
+    if interval.low <= 0 <= interval.high:
+        return NOISE
+    if trainings == 1:
+        return ONE_TRAINING
+    return better if (interval.low > 0) != (metric in LOWER_IS_BETTER) else worse
+
+
 def _differences(a: Scored, b: Scored, masks: dict[str, NDArray[np.bool_]], n: int, seed: int) -> list[Difference]:
     level = 1 - (1 - LEVEL) / (len(METRICS) * len(masks))
     y, case, folds = a.table.labels, a.table.column("case"), _shared_folds(a, b)
@@ -194,16 +219,14 @@ def _differences(a: Scored, b: Scored, masks: dict[str, NDArray[np.bool_]], n: i
         draws = [replicates(y[rows], *pair, case[rows], METRICS, n, seed, fold) for pair in both]
         for metric in METRICS:
             interval = percentile_interval(draws[1][metric] - draws[0][metric], level)
-            found.append(_difference(group, metric, scored, interval))
+            found.append(_difference(group, metric, scored, interval, _trainings(fold)))
     return found
 
 
-def _difference(group: str, metric: str, scored: Sequence[Scores], interval: Interval | None) -> Difference:
+def _difference(
+    group: str, metric: str, scored: Sequence[Scores], interval: Interval | None, trainings: int
+) -> Difference:
     a, b = (getattr(score, metric) for score in scored)
-    verdict = None
-    if interval is not None:
-        verdict = NOISE
-        if interval.low > 0 or interval.high < 0:
-            verdict = "B better" if (interval.low > 0) != (metric in LOWER_IS_BETTER) else "A better"
+    verdict = verdict_of(interval, metric, "B better", "A better", trainings)
     difference = None if a is None or b is None else b - a
     return Difference(group, metric, scored[0].n, scored[0].n_atypical, a, b, difference, interval, verdict)

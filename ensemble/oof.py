@@ -166,15 +166,18 @@ def _names(found: Sequence[tuple[Path, str]]) -> list[str]:
 
 
 def _read(sources: Sequence[Source], folds: Sequence[str] | None) -> list[Oof]:
-    """The OOF tables of all sources. Raises: DataError naming all that is missing or damaged."""
+    """The OOF tables of all sources. Raises: DataError naming all that is missing or damaged, and what is not."""
     oofs, problems, fix = [], [], ""
+    finished = []
     for source in sources:
         try:
             oofs.append(source.run.oof(source.member, folds))
+            finished.append(f"{source.run.path}:{source.member}")
         except DataError as error:
             problems += [f"{source.name}: {text}" for text in (error.problem, *error.details)]
             fix = fix or error.fix
     if problems:
+        fix += f"; or name only what is finished: {' '.join(finished)}" if finished else ""
         raise DataError("members whose out-of-fold logits are missing or damaged cannot be blended", fix, problems)
     return oofs
 

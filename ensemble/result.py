@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +104,7 @@ class BlendResult:
 
     @cached_property
     def thresholds(self) -> Thresholds | None:
-        """What the operating point `full` costs in domains it has never seen; None where there is but one domain."""
+        """What `full` costs in domains that its threshold has never seen; None where there is but one domain."""
         words, found = group_words(self.oof.table, "domain"), self.cross_fitted[self.settings.kind]
         return unseen_domains(found.logit, self.oof.labels, self.oof.cases, words, self.part)
 
@@ -227,18 +227,20 @@ def _fit_content(fit: Fit, result: BlendResult) -> dict[str, Any]:
 
 
 def _member(source: Source, folder: Path, count: int | None) -> dict[str, Any]:
-    """A member with its first `count` fold models; None: all."""
+    """A member with its first `count` fold models; None: all. `start`, its kind, is absent where there is none."""
     folds = {}
     for k in range(len(source.run.fold_names[:count])):
         model = source.run.fold_folder(source.member, k)
         done = read_json(model / "done.json")
         folds[str(k)] = {"path": _relative(model / "model.safetensors", folder), "sha256": str(done["model_sha256"])}
+    start = source.run.recipe["members"][source.member].get("start")
     return {
         "name": source.name,
         "run": _relative(source.run.path, folder),
         "member": source.member,
         "folds": folds,
         "network": source.run.network(source.member),
+        **({"start": str(start["kind"])} if isinstance(start, Mapping) else {}),
     }
 
 
@@ -248,7 +250,22 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _manifests(sources: tuple[Source, ...]) -> dict[str, Any]:
-    """What each run's manifest says, less the long list of training pixels."""
-    runs = {source.run.path: source.run.manifest for source in sources}
-    left_out = ("training_pixels", "schema_version")
-    return {path.name: {k: v for k, v in manifest.items() if k not in left_out} for path, manifest in runs.items()}
+    """What each run's manifest says, by the run's name, less the long list of training pixels."""
+    runs = {source.run.path.resolve(): source.run.manifest for source in sources}
+    names, left_out = run_names(runs), ("training_pixels", "schema_version")
+    return {names[path]: {k: v for k, v in manifest.items() if k not in left_out} for path, manifest in runs.items()}
+
+
+def run_names(runs: Iterable[Path | str]) -> dict[Path, str]:
+    """Resolved path of each run → its name in blend.json: its folder's, with those above it that tell it from others.
+
+    A name that one run alone has is the folder's, as in the blends of earlier releases.
+    """
+    paths = list(dict.fromkeys(Path(run).resolve() for run in runs))
+
+    def name_of(path: Path) -> str:
+        tails = [path.parts[-length:] for length in range(1, len(path.parts) + 1)]
+        own = next(tail for tail in tails if sum(other.parts[-len(tail) :] == tail for other in paths) == 1)
+        return "/".join(own)
+
+    return {path: name_of(path) for path in paths}

@@ -1,4 +1,4 @@
-"""What the operating point costs in a domain that it has never seen: each domain is left out of it in turn.
+"""What the operating point costs in a domain that the threshold has never seen: each domain is left out of it in turn.
 
 The networks rank, the threshold decides; a threshold fitted on some scanners may lie wrong on the next one. Here
 shift, temperature and threshold are fitted on all domains but one and applied to that one, by both rules: `pooled`, and

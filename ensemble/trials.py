@@ -31,7 +31,8 @@ class Levels:
 @dataclass(frozen=True)
 class Design:
     """`combinations` are words, one for each of `factors`, the first combination the one that others are compared with;
-    `specs` the run of each combination (rows) and seed (columns); `left_out` names of runs that do not count."""
+    `specs` the run of each combination (rows) and seed (columns); runs outside of a grid have one column, no `seeds`;
+    `left_out` names of runs that do not count."""
 
     factors: tuple[Levels, ...]
     combinations: tuple[tuple[str, ...], ...]
@@ -65,7 +66,7 @@ def find_design(specs: Sequence[str | Path], folds: Sequence[str] | None = None)
     grids = {folder: grid for folder in folders if (grid := read_grid(folder)) is not None}
     if not grids:
         alone = Levels(ALONE, tuple(named))
-        return _need_two(Design((alone,), tuple((spec,) for spec in named), (0,), tuple((s,) for s in named), ()))
+        return _need_two(Design((alone,), tuple((spec,) for spec in named), (), tuple((s,) for s in named), ()))
     if len(folders) > 1:
         raise UsageError(
             "these runs are not of one grid",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ensemble.ablation import Ablation, Effect
+from ensemble.compare import ONE_TRAINING
 from midog.report.text import cell_text, text_table
 
 TITLES = {"roc_auc": "AUROC", "log_loss": "log-loss", "balanced_accuracy": "BA"}
@@ -22,11 +23,15 @@ def ablation_text(found: Ablation) -> str:
         rows = effect_rows([effect for effect in found.effects if effect.part == part])
         if rows:
             texts.append(f"{title.format(first=found.first)}\n{text_table(rows)}")
-    seeds = "seeds" if len(found.seeds) > 1 else "seed"
+    seeds = f", seed{'s' if len(found.seeds) > 1 else ''} {', '.join(map(str, found.seeds))}" if found.seeds else ""
     notes = [
-        f"{found.runs} runs, {seeds} {', '.join(map(str, found.seeds))}; scores from → to and the interval of their "
+        f"{found.runs} runs{seeds}; scores from → to and the interval of their "
         f"difference, wide enough for all of a table to hold together; the bootstrap drew {found.drawn}"
     ]
+    if any(effect.verdict == ONE_TRAINING for effect in found.effects):
+        notes.append(
+            f"{ONE_TRAINING}: other cases would say the same, but one fold model a side may be luck: more seeds"
+        )
     if found.left_out:
         notes.append(f"left out, not finished with every seed: {', '.join(found.left_out)}")
     return "\n\n".join([*texts, "\n".join(notes)])

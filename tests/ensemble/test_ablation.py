@@ -17,6 +17,7 @@ from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.grid import Grid, make_grid, write_grid
 from midog.metrics import scores
+from midog.report.ablation import ablation_text
 
 FACTORS = (("each.augment.fisheye", ["off", "on"]), ("each.image.crop", [128, 64]))
 SEEDS = (0, 1, 2)
@@ -154,6 +155,10 @@ def test_runs_outside_of_a_grid_are_compared_with_the_first(make: Any, table: Pa
     a, b, c = map(str, runs)
     assert {e.verdict for e in of(found, f"run: {a} → {b}").values()} == {"noise"}
     assert {e.verdict for e in of(found, f"run: {a} → {c}").values()} == {"worse"}
+    assert found.seeds == () and "3 runs;" in ablation_text(found)
+    alone = compare_grid(runs, folds=["0"])  # one fold model each, which cases alone would call worse
+    assert {e.verdict for e in of(alone, f"run: {a} → {c}").values()} == {"one training"}
+    assert alone.drawn == "cases" and "may be luck" in ablation_text(alone)
 
 
 def test_what_is_not_finished_is_left_out_and_named(make: Any, table: PatchTable, tmp_path: Path) -> None:

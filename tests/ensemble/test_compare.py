@@ -83,6 +83,21 @@ def test_the_luck_of_a_fold_model_is_part_of_the_spread(
     assert by_case.drawn == "cases" and by_case.verdict == "B better"
 
 
+def test_one_training_a_side_is_no_proof(make: Any, tmp_path: Path) -> None:
+    """Where scanners are the folds, one lucky fold model is all there is of its scanner: cases cannot tell luck."""
+    table = make.table(tmp_path / "t", n=800, cases=40)
+    scanners = sorted(set(table.column("scanner")))
+    table = table.with_patches(replace(patch, fold=scanners.index(patch.scanner)) for patch in table)
+    common = 0.8 * np.random.default_rng(0).normal(size=(len(table), 1))
+    plain = make.logits(table, 1.0, 1, noise=0.5) + common
+    lucky = plain + (2.0 * table.labels[:, None] - 1) * np.where(table.folds == 0, 0.8, 0.0)[:, None]
+    a, b = (make.run(tmp_path / name, table, {"net": z}) for name, z in (("a", plain), ("b", lucky)))
+    found = compare(a, b, by="scanner")
+    assert verdicts(found, scanners[0])["roc_auc"] == "one training"
+    assert verdicts(found, scanners[1])["roc_auc"] == "noise"
+    assert found.drawn == "folds and cases"
+
+
 def test_by_group(two: tuple[Path, Path, Path]) -> None:
     found = compare(two[0], two[2], by="scanner")
     assert {d.group for d in found.differences} == {"all", "CS2", "XR"}

@@ -122,6 +122,20 @@ def test_missing_folds_of_all_members_are_listed(make: Any, tmp_path: Path, tabl
     with pytest.raises(DataError) as error:
         align([path])
     assert "a of " in str(error.value) and "b of " in str(error.value) and "midog train" in str(error.value)
+    assert "finished" not in error.value.fix
+
+
+def test_members_that_are_finished_are_named_so_that_they_can_be_typed(
+    make: Any, run: Path, tmp_path: Path, table: PatchTable
+) -> None:
+    members = {name: make.logits(table, 1.0, 1) for name in ("a", "b")}
+    path = make.run(tmp_path / "runs" / "x", table, members, undone=["a/0"])
+    with pytest.raises(DataError) as error:
+        align([f"{run}:good", path])
+    command, _, named = error.value.fix.partition("; or name only what is finished: ")
+    assert command.startswith("midog train ") and command.endswith("--member a")
+    assert named.split() == [f"{run}:good", f"{path}:b"]
+    assert align(named.split()).names == ("good", "b")
 
 
 def test_a_missing_or_doubled_patch_is_an_error(make: Any, run: Path) -> None:
