@@ -90,6 +90,8 @@ def test(
 
     if no_engine and engine:
         raise UsageError("--engine and --no-engine", "leave one of them out")
+    if no_engine and gpu:
+        raise UsageError("--gpu and --no-engine: a plain process is shown no GPU", "leave one of them out")
     plan = proof.Proof(bundle, tag, engine, not no_engine, weights, patches, int(memory * 1e9), gpu, out, stacks)
     if dry_run:
         print(proof.command(plan))
@@ -124,7 +126,7 @@ def save(
     print(saved.text())
     wrote(out)
     if not saved.checked.good:
-        raise CheckFailed("the platform would refuse this archive", "see the failing lines above")
+        raise CheckFailed("this archive is not fit to be uploaded", "see the failing lines above")
 
 
 @container_app.command()
@@ -140,7 +142,7 @@ def preflight(
     result = check(archive, bundle=bundle, ledger=ledger)
     show(result.plain(), result.text(), as_json)
     if not result.good:
-        raise CheckFailed("the platform would refuse this archive", "see the failing lines above")
+        raise CheckFailed("this archive is not fit to be uploaded", "see the failing lines above")
 
 
 @container_app.command("list")

@@ -6,6 +6,7 @@ are baked in, the unpacked bundle. So what is in the image is what is named here
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
+
+import numpy as np
 
 from midog.archive import MANIFEST_FILE
 from midog.bundle import Bundle
@@ -56,7 +59,7 @@ class Build:
     arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises: UsageError for a word that is none of those allowed."""
+        """Raises: UsageError for a word that is none of those allowed, or a time budget that is no positive number."""
         for option, value, allowed in (
             ("--weights", self.weights, WEIGHTS),
             ("--torch", self.torch, TORCH),
@@ -64,6 +67,8 @@ class Build:
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{option} {value}", f"{option} {' or '.join(allowed)}")
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise UsageError(f"--time-budget {self.time_budget:g}", "--time-budget 240, or leave it out: no budget")
 
 
 def build_command(engine: Engine, context: Path | str, tag: str, build: Build, commit: str) -> list[str]:
@@ -75,7 +80,8 @@ def build_command(engine: Engine, context: Path | str, tag: str, build: Build, c
         "TORCH": build.torch,
         "CUDA": build.cuda,
         "API": build.api,
-        "TIME_BUDGET": None if build.time_budget is None else f"{build.time_budget:g}",
+        # Digits and a point: the entry point reads no exponent.
+        "TIME_BUDGET": None if build.time_budget is None else np.format_float_positional(build.time_budget, trim="-"),
         "SUBMISSION": build.submission,
         "COMMIT": commit,
     }

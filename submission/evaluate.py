@@ -90,11 +90,15 @@ def _read_truth(path: Path, problems: list[Problem]) -> dict[str, tuple[list[str
         )
         if not isinstance(image, str) or not isinstance(labels, list) or not isinstance(domains, list):
             problems.append(Problem(where, "lacks image, labels or tumordomains"))
-        elif len(labels) != len(domains):
-            problems.append(Problem(where, f"{len(labels)} labels, {len(domains)} tumordomains"))
-        elif not set(labels) <= set(TRACK2.classes):
-            problems.append(Problem(where, f"labels other than {TRACK2.classes}"))
-        else:
+            continue
+        flaws = [] if len(labels) == len(domains) else [f"{len(labels)} labels, {len(domains)} tumordomains"]
+        flaws += [
+            f"page {page}: label {plain(label)} is not one of {TRACK2.classes}"
+            for page, label in enumerate(labels)
+            if label not in TRACK2.classes  # it may be anything that JSON holds: no sets
+        ]
+        problems += [Problem(where, flaw) for flaw in flaws]
+        if not flaws:
             if image in known:
                 problems.append(Problem(plain(image), "is twice in the ground truth; the last counts", fatal=False))
             known[image] = (labels, domains)
@@ -104,7 +108,8 @@ def _read_truth(path: Path, problems: list[Problem]) -> dict[str, tuple[list[str
 def _slots(job: dict[str, Any], side: str, slug: str) -> list[tuple[dict[str, Any], bool]]:
     """Items of `side` with our slug, and whether they carry the `interface` key that the official evaluator reads."""
     found = []
-    for item in job.get(side) or []:
+    items = job.get(side)
+    for item in items if isinstance(items, list) else []:
         if isinstance(item, dict):
             slot = item.get("interface") or item.get("socket")
             if isinstance(slot, dict) and slot.get("slug") == slug:

@@ -71,7 +71,7 @@ class Proven:
 
 def prove(proof: Proof, report: Report) -> Proven:
     """Run every job and judge every line. Raises: MidogError without engine or image; WeightsError for the bundle."""
-    bundle = open_bundle(proof.bundle)
+    bundle = opened(proof)
     runner, about = _runner(proof)
     pages, labels = _patches(proof.patches) if proof.patches else (None, None)
     jobs = make_jobs(proof.out / "jobs", pages, labels)
@@ -79,6 +79,11 @@ def prove(proof: Proof, report: Report) -> Proven:
     shown = None if runner.baked else bundle.folder
     result = conform(runner, jobs, shown, proof.out, report, _predictor(bundle), bundle.point.threshold, many)
     return Proven(runner.name, (*result.verdicts, *about), result.times)
+
+
+def opened(proof: Proof) -> Bundle:
+    """The bundle on the device that a job is given: this machine may have a GPU, whose half precision answers apart."""
+    return open_bundle(proof.bundle, device="auto" if proof.gpu else "cpu")
 
 
 def _runner(proof: Proof) -> tuple[Runner, list[Verdict]]:

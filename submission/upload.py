@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,23 @@ from midog.errors import UsageError
 from midog.files import sha256_file
 from submission.archive import Preflight, preflight
 from submission.challenge import TRACK2
-from submission.container import save_image
+from submission.container import WEIGHTS, save_image
 from submission.engine import Engine
-from submission.ledger import Entry, append, report_scores
+from submission.ledger import Entry, append, read_ledger, report_scores, used_before
+from submission.preflight.rules import BUNDLE
+from submission.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What `save` made; `tarball` is None where the bundle is a folder and nothing but the image is uploaded."""
+    """What `save` made; `tarball` is None where the weights are in the image and nothing else is uploaded."""
 
     image: Path
     tarball: Path | None
-    weights: str
     checked: Preflight
 
     def text(self) -> str:
-        return self.checked.text() + (
-            "\n\n" + web_form(self.image, self.tarball, self.weights) if self.checked.good else ""
-        )
+        return self.checked.text() + ("\n\n" + web_form(self.image, self.tarball) if self.checked.good else "")
 
 
 def save(
@@ -38,30 +37,62 @@ def save(
 ) -> Saved:
     """Write the archive of image `tag`, check it, and enter it in the ledger where the check is passed.
 
-    Raises: UsageError when weights are to be uploaded and `bundle` is no .tar.gz; what `save_image` raises.
+    weights: baked, so the image must hold a bundle; or none: `bundle` is the tarball that is uploaded beside it.
+
+    Raises: UsageError for another word, or when weights are to be uploaded and `bundle` is no .tar.gz, or one that was
+        uploaded before; what `save_image` raises.
     """
+    if weights not in WEIGHTS:
+        raise UsageError(f"--weights {weights}", f"--weights {' or '.join(WEIGHTS)}")
     opened = open_bundle(bundle)
     path = bundle_path(bundle)
-    tarball = path if path.is_file() else None
-    if weights == "none" and tarball is None:
-        raise UsageError(f"{bundle} is a folder", "the platform takes a tarball: midog bundle BLEND -o model.tar.gz")
+    tarball = path if weights == "none" else None
+    digest = _new_tarball(path, ledger) if weights == "none" else ""
     report(f"saving {tag}: minutes, as a CUDA image is 7 GB")
     save_image(engine, tag, out)
     report(f"checking {out} as the upload will")
     checked = preflight(out, bundle=path if weights == "baked" else None, ledger=ledger)
+    checked = replace(checked, verdicts=tuple(_with_weights(verdict, weights) for verdict in checked.verdicts))
     if checked.good:
         labels = engine.config(tag).get("Labels") or {}
         entry = Entry(
             "saved",
             checked.image_digest,
             archive=checked.sha256,
-            tarball=sha256_file(tarball) if tarball else "",
+            tarball=digest,
             submission=labels.get(TRACK2.submission_label, ""),
             commit=labels.get(TRACK2.commit_label, ""),
             **describe(opened),
         )
         append(ledger, entry)
-    return Saved(out, tarball, weights, checked)
+    return Saved(out, tarball, checked)
+
+
+def _new_tarball(path: Path, ledger: Path) -> str:
+    """The digest of a model tarball that can be uploaded. Raises: UsageError for a folder, or one uploaded before."""
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder", "the platform takes a tarball: midog bundle BLEND -o model.tar.gz")
+    digest = sha256_file(path)
+    used = used_before(read_ledger(ledger), digest)
+    if used is not None:
+        raise UsageError(
+            f"{path} has already been uploaded ({used.event} on {used.date}, submission {used.submission or 'unknown'})"
+            ", and the platform takes no model twice",
+            f"bake these weights in: midog container build {path}, then midog container save {path}",
+        )
+    return digest
+
+
+def _with_weights(verdict: Verdict, weights: str) -> Verdict:
+    """A14 once it is known whether a tarball comes with the image; every other verdict as it is."""
+    if verdict.what != BUNDLE:
+        return verdict
+    if weights == "baked" and verdict.status == "warn":
+        fix = "bake them in: midog container build BUNDLE; or upload a tarball: --weights none"
+        return replace(verdict, status="fail", detail=f"none, and no tarball comes with it: no weights at all; {fix}")
+    if weights == "none" and verdict.status == "pass":
+        return replace(verdict, status="warn", detail=f"{verdict.detail}; the uploaded tarball goes before it")
+    return verdict
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -100,9 +131,9 @@ def enter_scores(ledger: Path, words: Sequence[str]) -> Entry:
     return report_scores(ledger, which[0], scores)
 
 
-def web_form(image: Path, tarball: Path | None, weights: str) -> str:
+def web_form(image: Path, tarball: Path | None) -> str:
     """The steps that remain: the platform takes no container from a command line."""
-    model = "no model tarball: the weights are in the image" if weights == "baked" else f"Models, upload: {tarball}"
+    model = "no model tarball: the weights are in the image" if tarball is None else f"Models, upload: {tarball}"
     steps = [
         f"Containers, upload: {image}; the import takes about 20 minutes",
         model,

@@ -20,7 +20,7 @@ from typing import Any
 from midog.audit.measure import ONCE, Settings
 from midog.audit.opening import open_subject
 from midog.audit.page import page
-from midog.audit.parts import PARTS, TRAINING, lines, part
+from midog.audit.parts import FROZEN, PARTS, TRAINING, lines, part
 from midog.audit.patches import Patches, read_patches
 from midog.audit.subject import Subject
 from midog.errors import DataError, MidogError, unknown
@@ -100,9 +100,10 @@ def audit(
 
 
 def inputs_of(name: str, subject: Subject, patches: Patches, settings: Settings) -> str:
-    """Hash of all that a part's numbers depend on: the models' bytes, the point, the patches, release and own code."""
+    """Hash of all that a part's numbers depend on: the models' bytes, the point, the patches, release and own code; for
+    one of `FROZEN` the weights that training started from, so that it runs again once they are there."""
     asked = [subject.identity, subject.kind, subject.point.to_dict(), subject.rule]
-    content = [*asked, patches.identity, asdict(settings)]
+    content = [*asked, patches.identity, asdict(settings), subject.start() if name in FROZEN else ""]
     code = sha256_file(Path(__file__).with_name(f"{name}.py"))
     return sha256_json([name, *content, subject.seen(patches).tolist(), metadata.version("midog"), code])
 

@@ -16,8 +16,6 @@ from midog.run import sigmoid
 
 TITLE = "Cost"
 TIMED = 32
-BATCH = 8
-"""Patches in a batch on a processor, to which the peak of memory belongs."""
 MANY = 1_000_000
 """Patches of the run for which energy and CO2 are estimated."""
 TEXT = (
@@ -55,16 +53,18 @@ def pareto(work: Sequence[float], quality: Sequence[float | None]) -> list[bool]
 def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str, Any]:
     """A row for each member of the operating point, and what one patch takes in all.
 
-    Counted, not measured: parameters, multiply-adds, peak memory of a batch. Measured: time of `TIMED` patches.
+    Counted, not measured: parameters, multiply-adds, peak memory of a batch on a processor. Measured: time of `TIMED`
+    patches.
     """
     import torch
 
     from augment.views import VIEW_SETS
     from midog.models.cost import forward_flops, parameter_counts, predict_memory
-    from midog.models.predict import pick_device
+    from midog.models.predict import pick_batch, pick_device
     from midog.models.preprocess import input_size
 
     views = len(VIEW_SETS[subject.point.views])
+    batch = pick_batch(torch.device("cpu"))
     rows: list[dict[str, Any]] = []
     for member in subject.members:
         network = member.network
@@ -82,7 +82,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
                 "macs": work,
                 "passes": fold_models * views,
                 "macs_per_patch": work * fold_models * views,
-                "peak_bytes": predict_memory(network.backbone, BATCH, torch.float32, size),
+                "peak_bytes": predict_memory(network.backbone, batch, torch.float32, size),
             }
         )
     few = patches.draw(min(TIMED, len(patches)), settings.seed)
@@ -99,6 +99,7 @@ def measure(subject: Subject, patches: Patches, settings: Settings) -> dict[str,
         "rows": rows,
         "choices": choices(subject, patches, settings, sum(row["macs_per_patch"] for row in rows)),
         "views": views,
+        "batch": batch,
         "device": device,
         "threads": torch.get_num_threads(),
         "timed": len(few),
@@ -153,7 +154,7 @@ def section(found: dict[str, Any]) -> Section:
             "trained": row["trained"],
             "G multiply-adds": row["macs"] / 1e9,
             "passes a patch": row["passes"],
-            f"peak MB, batch of {BATCH}": row["peak_bytes"] / 1e6,
+            f"peak MB, batch of {found['batch']}": row["peak_bytes"] / 1e6,
         }
         for row in found["rows"]
     ]

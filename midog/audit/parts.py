@@ -23,6 +23,8 @@ PARTS = (
 """In reading order; each is a module with `TITLE`, `measure`, `headline` and `section`."""
 TRAINING = ("small_cnn",)
 """Parts that train: they run where they are named alone, each in a folder of its name, and continue there."""
+FROZEN = ("baselines", "leakage", "left_out", "robustness", "low_data")
+"""Parts that ask the backbone as it was before training, so their numbers depend on its pretrained weights."""
 
 
 def part(name: str) -> Any:

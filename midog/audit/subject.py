@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from midog.models.classifier import Classifier
     from midog.models.inference import Inference
     from midog.models.network import Network
+    from midog.models.weights import TensorFile
 
 COLUMNS = ("patch_id", "label", "case", "domain", "tumour", "scanner", "laboratory")
 Floats = NDArray[np.float64]
@@ -173,10 +174,29 @@ class Subject:
         if key not in self.kept:
             network = self.members[0].network
             model = Classifier(replace(network, head=Linear()), empty_backbone(network.backbone))
-            stored = _whole_state(self.members[0], model)
-            model.backbone.load_state_dict(stored or pretrained_state(network, self.pretrained))
+            wanted = model.backbone.state_dict()
+            stored = _stored(self.members[0], wanted)
+            state = {name: stored[name] for name in wanted} if stored else pretrained_state(network, self.pretrained)
+            model.backbone.load_state_dict(state)
             self.kept[key] = pooled_features(model, Shown(patches), label="frozen")
         return np.asarray(self.kept[key])
+
+    def start(self) -> str:
+        """The weights that `frozen` reads: the file's hash, the seed that draws them, or "absent"; "" where the bundle
+        holds them."""
+        from midog.errors import WeightsError
+        from midog.models.build import empty_backbone
+        from midog.training.identity import pretrained_identity
+
+        if "start" not in self.kept:
+            member = self.members[0]
+            wanted = empty_backbone(member.network.backbone).state_dict() if member.backbone else {}
+            try:
+                own = _stored(member, wanted) is not None
+                self.kept["start"] = "" if own else pretrained_identity(member.network, self.pretrained)
+            except WeightsError:
+                self.kept["start"] = "absent"
+        return str(self.kept["start"])
 
     def adapted(self, patches: Patches, change: Change | None = None) -> NDArray[np.float32]:
         """(n, width) features of the first member's first fold model; ask for `unseen` patches. With `change` of
@@ -212,12 +232,11 @@ def fold_of(member: Member, patches: Patches) -> NDArray[np.int64]:
     return np.array([member.left_out.get(name, -1) for name in patches.ids], dtype=np.int64)
 
 
-def _whole_state(member: Member, model: Classifier) -> dict[str, Any]:
-    """The backbone's state from the bundle's file where that holds all of it; fold models may have replaced some."""
+def _stored(member: Member, wanted: Mapping[str, Any]) -> TensorFile | None:
+    """The bundle's file of the backbone where that holds all of `wanted`; fold models may have replaced some."""
     from midog.models.weights import TensorFile
 
     if member.backbone is None:
-        return {}
+        return None
     file = TensorFile(member.backbone)
-    wanted = model.backbone.state_dict()
-    return {name: file[name] for name in wanted} if all(name in file for name in wanted) else {}
+    return file if all(name in file for name in wanted) else None

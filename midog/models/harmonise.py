@@ -136,19 +136,24 @@ class Combat:
     def refit(self, features: ArrayLike, batch: ArrayLike, covariates: ArrayLike | None = None) -> Combat:
         """The same with parameters for batches that it never saw, from their own unlabelled features.
 
-        That is transductive: those batches are named in `transductive`. Known ones stay as they are.
+        That is transductive: those batches are named in `transductive`. Known ones stay as they are. A feature that
+        was constant in the fit is left alone; one that is constant in the new batch is moved, not scaled.
 
         Raises: DataError as `fit_combat` does.
         """
         x, names = _checked(features, batch)
         z = (x - self.mean - _covariates(covariates, len(x), len(self.effects)) @ self.effects) / self.sd
         new = [str(name) for name in np.unique(names) if str(name) not in self.batches]
+        unscaled = (self.delta == 1).all(axis=0)  # as `fit_combat` left what did not vary in every batch
+        constant = unscaled & (self.gamma == 0).all(axis=0) & (self.sd == 1)
         parameters = [_location_scale(z[names == name], name) for name in new]
+        gammas = [np.where(constant, 0.0, gamma) for gamma, _ in parameters]
+        deltas = [np.where(unscaled | (delta == 0), 1.0, delta) for _, delta in parameters]
         return replace(
             self,
             batches=(*self.batches, *new),
-            gamma=np.vstack([self.gamma, *(gamma for gamma, _ in parameters)]),
-            delta=np.vstack([self.delta, *(delta for _, delta in parameters)]),
+            gamma=np.vstack([self.gamma, *gammas]),
+            delta=np.vstack([self.delta, *deltas]),
             transductive=(*self.transductive, *new),
         )
 
@@ -177,8 +182,7 @@ def fit_combat(features: ArrayLike, batch: ArrayLike, covariates: ArrayLike | No
     effects: Floats = coefficients[len(batches) :]
     mean: Floats = np.asarray(members.mean(axis=0) @ coefficients[: len(batches)])
     variance = ((x - design @ coefficients) ** 2).mean(axis=0)
-    # Rounding in a mean of equal numbers must not look like a spread.
-    constant = variance <= 1e-20 * np.maximum(1.0, (x**2).mean(axis=0))
+    constant = _constant(variance, x)
     sd: Floats = np.where(constant, 1.0, np.sqrt(variance))
     z = (x - mean - beside @ effects) / sd
     found = [_location_scale(z[names == name], name) for name in batches]
@@ -195,9 +199,16 @@ def fit_combat(features: ArrayLike, batch: ArrayLike, covariates: ArrayLike | No
 
 
 def _location_scale(z: Floats, name: str) -> tuple[Floats, Floats]:
+    """Mean and variance of one batch, (d,) each; the variance is 0 where a feature is constant."""
     if len(z) < 2:
         raise DataError(f"ComBat needs two patches of each batch; of {name} there is one", "leave the batch out")
-    return z.mean(axis=0), z.var(axis=0, ddof=1)
+    scale = z.var(axis=0, ddof=1)
+    return z.mean(axis=0), np.where(_constant(scale, z), 0.0, scale)
+
+
+def _constant(variance: Floats, x: Floats) -> NDArray[np.bool_]:
+    """(d,) where it is 0 but for rounding in a mean of equal numbers, which must not look like a spread."""
+    return np.asarray(variance <= 1e-20 * np.maximum(1.0, (x**2).mean(axis=0)), dtype=np.bool_)
 
 
 def _shrink(z: Floats, gamma: Floats, delta: Floats) -> tuple[Floats, Floats]:

@@ -123,7 +123,7 @@ def _make_room(model: Classifier, batch: int, dtype: torch.dtype) -> tuple[int, 
     if batch > 1:
         return batch // 2, dtype
     model.to("cpu")
-    return 8, torch.float32
+    return pick_batch(torch.device("cpu")), torch.float32
 
 
 def _chunk(
@@ -146,8 +146,9 @@ def _logits(
             seen = model.prepare(RECOLOURED[view](chunk)) if view in RECOLOURED else apply_view(x, view)
             with autocast(x.device, dtype):
                 column = model(seen).double()
-            if dtype != torch.float32 and not bool(torch.isfinite(column).all()):
-                column = model(seen).double()
+            finite = torch.isfinite(column)
+            if dtype != torch.float32 and not bool(finite.all()):
+                column = torch.where(finite, column, model(seen).double())  # the neighbours keep theirs
             columns.append(column)
         logits: NDArray[np.float64] = torch.stack(columns, dim=1).cpu().numpy()
     return logits

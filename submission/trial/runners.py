@@ -181,7 +181,8 @@ class ProcessRunner:
     def _plain(self, command: Sequence[str], conditions: Conditions) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="midog-tmp-") as empty:
             environment = platform_environment("/nonexistent") | {"TMPDIR": str(conditions.tmp or empty)}
-            environment |= {"PYTHONPATH": str(ROOT), **conditions.environment}
+            # No GPU, as inside an enclosure: answers are compared with the processor's.
+            environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **conditions.environment}
 
             def limit() -> None:
                 resource.setrlimit(resource.RLIMIT_DATA, (conditions.data_limit, conditions.data_limit))

@@ -8,14 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from bundle_fixture import SIZE, make_blend, make_run
 
 from midog.audit.battery import audit
 from midog.audit.measure import Settings
 from midog.audit.opening import open_subject
 from midog.audit.parts import PARTS, TRAINING, part
+from midog.bundle import pack
 from midog.cli import run as command
+from midog.data.patches import read_table
 from midog.errors import DataError, UsageError
 from midog.files import read_json, write_json
+from midog.models.backbones import find_backbone
+from midog.models.build import build_backbone
+from midog.models.cost import predict_memory
+from midog.models.network import Network
+from midog.models.predict import pick_batch
+from midog.models.preprocess import Image
+from midog.models.tuning import Full
+from midog.models.weights import write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,38 @@ def test_a_run_is_answered_out_of_fold_and_a_part_that_cannot_run_says_why(drawn
     assert "Not run" in page and "Cost: not asked for" in page
 
 
+def test_what_lacked_weights_runs_again_once_they_are_there(
+    drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bundle whose fold models replaced the whole backbone: its start lies outside, where `--pretrained` says."""
+    network = Network(find_backbone("test_vit"), "record", Image(size=64), Full(), seed=1)
+    weights = write_tensors(tmp_path / "weights" / "test_vit.safetensors", build_backbone("test_vit").state_dict())
+    monkeypatch.setenv("MIDOG_WEIGHTS", str(weights.parent))
+    run = make_run(tmp_path / "run", read_table(drawn.table), {"vit": network})
+    blend = make_blend(tmp_path / "blend", run, {"vit": network}, {"full": (("vit",), (1.0,), "none")})
+    bundle = pack(blend, tmp_path / "model.tar.gz")
+    for name in ("MIDOG_WEIGHTS", "MIDOG_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    words = ["audit", str(bundle), str(drawn.table), "-o", str(tmp_path / "a"), "--limit", "12"]
+    words += ["--only", "baselines", "--only", "leakage", "--only", "calibration"]
+
+    def measured(*more: str) -> set[str]:
+        """The parts that were measured, not taken from the folder."""
+        capsys.readouterr()
+        assert command([*words, *more]) == 0
+        return {line.split()[0] for line in capsys.readouterr().err.splitlines() if line.endswith(" s]")}
+
+    def lacking() -> list[bool]:
+        parts = read_json(tmp_path / "a" / "audit.json")["parts"]
+        probe = parts["baselines"]["found"]["rows"]["linear probe"]
+        return ["problem" in probe, bool(parts["leakage"]["found"]["frozen_problem"])]
+
+    assert measured() == {"baselines", "leakage", "calibration"} and lacking() == [True, True]
+    assert measured() == set(), "nothing has changed"
+    assert measured("--pretrained", str(weights.parent)) == {"baselines", "leakage"} and lacking() == [False, False]
+    assert measured("--pretrained", str(weights.parent)) == set()
+
+
 def test_thresholds_of_unseen_domains_come_from_the_run(drawn: Any, tmp_path: Path) -> None:
     found = audit(drawn.run, drawn.table, tmp_path / "a", only=["domains"]).parts["domains"]["found"]
     assert {row["domain"] for row in found["thresholds"]["domains"]} == {"T0 | S0", "T0 | S1", "T1 | S0", "T1 | S1"}
@@ -119,5 +163,10 @@ def test_json_on_the_command_line(drawn: Any, tmp_path: Path, capsys: pytest.Cap
     words = ["audit", str(drawn.blend), str(drawn.table), "-o", str(tmp_path / "a"), "--only", "cost", "--json"]
     assert command(words) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["parts"]["cost"]["found"]["out_of_fold"] is True
+    found = json.loads(printed.out)["parts"]["cost"]["found"]
+    assert found["out_of_fold"] is True
+    batch = pick_batch(torch.device("cpu"))
+    peaks = [predict_memory(m.network.backbone, batch, torch.float32, SIZE) for m in open_subject(drawn.blend).members]
+    assert [row["peak_bytes"] for row in found["rows"]] == peaks, "what an answer on a processor takes"
+    assert f"peak MB, batch of {batch}" in (tmp_path / "a" / "audit.html").read_text(encoding="utf-8")
     assert f"wrote {tmp_path / 'a' / 'audit.html'}" in printed.err

@@ -113,6 +113,25 @@ def test_features_that_do_not_vary_stay() -> None:
         assert np.isfinite(out).all()
 
 
+def test_a_batch_that_is_added_may_hold_features_that_do_not_vary() -> None:
+    features, batch, _ = drawn()
+    features[:, 3] = 0.1  # nowhere in the fit, but in the new batch
+    features[batch == "b", 4] = 0.3  # everywhere but in one batch of the fit
+    new = np.random.default_rng(1).normal(size=(20, 8))
+    new[:, 5] = 0.7  # in the fit, but not in the new batch
+    named = np.full(20, "new")
+    for eb in (False, True):
+        combat = fit_combat(features, batch, eb=eb)
+        out = combat.refit(new, named).transform(new, named)
+        assert np.isfinite(out).all()
+        np.testing.assert_allclose(out[:, 3], new[:, 3], rtol=1e-12)
+        np.testing.assert_allclose(out[:, 5], combat.mean[5], atol=1e-12)
+        moved, spread = out.mean(axis=0), out.std(axis=0, ddof=1)
+        np.testing.assert_allclose(np.delete(moved, 3), np.delete(combat.mean, 3), atol=1e-12)
+        np.testing.assert_allclose(spread[[0, 1, 2, 6, 7]], combat.sd[[0, 1, 2, 6, 7]], rtol=1e-10)
+        np.testing.assert_allclose(spread[4], new[:, 4].std(ddof=1), rtol=1e-10)  # moved, not scaled
+
+
 def test_bad_input_is_named() -> None:
     features, batch, label = drawn()
     for message, arguments in {

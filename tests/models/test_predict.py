@@ -14,7 +14,7 @@ from augment.views import DIHEDRAL, VIEW_NAMES, VIEW_SETS
 from midog.errors import UsageError
 from midog.models.backbones import find_backbone
 from midog.models.classifier import Classifier, Network, build_classifier
-from midog.models.predict import RECOLOURED, autocast, pick_device, pick_precision, predict_logits
+from midog.models.predict import RECOLOURED, autocast, pick_batch, pick_device, pick_precision, predict_logits
 from midog.models.preprocess import Image
 
 
@@ -107,6 +107,21 @@ def test_what_half_precision_cannot_hold_is_computed_again() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_page_that_half_precision_cannot_hold_leaves_its_neighbours_alone() -> None:
+    """Noise overflows, a nearly grey page does not: its logit is that of half precision, whatever it stands beside."""
+    model = classifier("test_efficientnet")
+    with torch.no_grad():
+        model.backbone.conv_stem.weight.mul_(1e5)
+    grey = np.full((1, 128, 128, 3), 128, dtype=np.uint8)
+    grey[:, ::2] = 130
+    alone, exact = (predict_logits(model, grey, device="cpu", precision=name)[0, 0] for name in ("fp16", "float32"))
+    both = np.concatenate([PATCHES[:1], grey])
+    with torch.no_grad(), autocast(torch.device("cpu"), torch.float16):
+        assert torch.isfinite(model.eval()(model.prepare(both))).tolist() == [False, True]
+    found = predict_logits(model, both, device="cpu", precision="fp16", batch=2)[1, 0]
+    assert abs(found - alone) < abs(exact - alone) / 10
+
+
 def test_bfloat16_is_near() -> None:
     found = predict_logits(MODEL, PATCHES, device="cpu", precision="bf16")[:, 0]
     assert 0 < np.abs(found - ALONE[:, 0]).max() < 0.1
@@ -148,11 +163,13 @@ def test_too_little_memory_halves_the_batch() -> None:
 
 
 def test_no_memory_at_all_moves_to_the_processor() -> None:
-    model = classifier()
+    model, sizes = classifier(), []
 
     def card(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         if torch.is_autocast_enabled("cpu"):
             raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(inputs[0]))
 
     model.register_forward_pre_hook(card)
     np.testing.assert_allclose(predict_logits(model, PATCHES, VIEW_NAMES, "cpu", 4, "bf16"), ALONE, atol=1e-5)
+    assert max(sizes) == pick_batch(torch.device("cpu"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,33 @@ def test_a_written_file_reads_back(features: Features, tmp_path: Path) -> None:
     assert same(Features(dict(sorted(features.arrays.items())), features.columns), found)
     first = path.read_bytes()
     assert write_features(path, features).read_bytes() == first
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from midog.errors import MidogError
+from midog.robustness.features import Features, write_features
+columns = {"label": np.full(144, "normal", dtype=object)}
+features = Features({"frozen": np.ones((144, 64), dtype=np.float32)}, columns)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    write_features(sys.argv[1], features)
+except MidogError as error:
+    print(error.render())
+"""
+
+
+@pytest.mark.parametrize("room", [100, 20_000])
+def test_a_full_disk_leaves_both_files_as_they_were(features: Features, tmp_path: Path, room: int) -> None:
+    """No file may grow beyond `room` bytes: too few for either, or for the vectors alone."""
+    path = write_features(tmp_path / "f.safetensors", features)
+    before = read_features(path)
+    command = [sys.executable, "-c", FULL, str(path), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"cannot write {path}: File too large" in done.stdout, done.stderr
+    assert same(read_features(path), before)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["f.csv", "f.safetensors"]
 
 
 def test_another_table_is_noticed(features: Features, tmp_path: Path) -> None:

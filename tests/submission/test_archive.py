@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from midog.archive import manifest_bytes
-from midog.bundle import open_bundle
+from midog.bundle import open_bundle, pack
+from midog.cli import run
 from midog.errors import DataError, WeightsError
+from midog.files import read_json, write_json
 from submission.archive import Preflight, judge, preflight
-from submission.ledger import Entry, append, mark_sent
+from submission.ledger import Entry, append, mark_sent, read_ledger
 from submission.preflight.layers import scan_archive
 
 USER = 1000
@@ -594,3 +596,76 @@ class Layered(io.RawIOBase):
     def read(self, n: int = -1) -> bytes:
         part, self.head = self.head[:n], self.head[n:]
         return part + bytes(n - len(part))
+
+
+# ── midog container save ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def blended(tiny_blend: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with what `midog blend` notes beside its points, model.tar.gz."""
+    folder = tmp_path_factory.mktemp("blended")
+    about = {"settings": {"kind": "mean"}, "scores": [], "data_hash": "d" * 64, "folds_hash": "f" * 64}
+    write_json(folder / "blend.json", {**read_json(tiny_blend / "blend.json"), **about})
+    return pack(folder, folder / "model.tar.gz")
+
+
+@pytest.fixture
+def saved(
+    engines: Any, blended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, Path]]:
+    """`midog container save` of an image with or without the bundle; returns its status and the ledger."""
+
+    def save(bundle: Path, *words: str, baked: bool) -> tuple[int, Path]:
+        opened = open_bundle(blended)
+        image = make(opened.folder)
+        if not baked:
+            image.layers.pop()
+        monkeypatch.setenv("FAKE_IMAGE", str(image.write(tmp_path / "fake.tar")))
+        ledger = tmp_path / "ledger.jsonl"
+        options = ["-o", str(tmp_path / "image.tar.gz"), "--ledger", str(ledger), *words]
+        return run(["container", "save", str(bundle), *options]), ledger
+
+    return save
+
+
+def test_an_image_without_weights_is_not_saved_as_baked(
+    saved: Any, blended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, ledger = saved(blended, baked=False)
+    said = capsys.readouterr()
+    assert status == 1 and not ledger.exists()
+    assert "no weights at all; bake them in: midog container build" in said.out
+    assert "the weights are in the image" not in said.out and "not fit to be uploaded" in said.err
+    status, ledger = saved(blended, baked=True)
+    assert status == 0 and [entry.tarball for entry in read_ledger(ledger)] == [""], "no tarball is uploaded"
+    assert "no model tarball: the weights are in the image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("baked", [False, True])
+def test_a_tarball_goes_before_what_the_image_holds(
+    saved: Any, blended: Path, capsys: pytest.CaptureFixture[str], baked: bool
+) -> None:
+    status, ledger = saved(blended, "--weights", "none", baked=baked)
+    said = capsys.readouterr().out
+    assert status == 0 and f"Models, upload: {blended}" in said
+    assert ("the uploaded tarball goes before it" in said) == baked
+    assert [entry.tarball for entry in read_ledger(ledger)] == [digest_of(blended.read_bytes())]
+
+
+def test_a_tarball_is_uploaded_once(
+    saved: Any, blended: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = append(tmp_path / "ledger.jsonl", Entry("saved", "sha256:" + "a" * 64, submission="r1"))
+    assert saved(blended, "--weights", "none", baked=False)[0] == 0
+    assert saved(blended, "--weights", "none", baked=False)[0] == 0, "saved alone is not uploaded"
+    mark_sent(ledger, digest_of(blended.read_bytes()))
+    before = ledger.read_bytes()
+    capsys.readouterr()
+    assert saved(blended, "--weights", "none", baked=False)[0] == 2 and ledger.read_bytes() == before
+    said = capsys.readouterr().err
+    assert "has already been uploaded (sent on " in said and f"midog container build {blended}" in said
+    assert saved(tiny_folder, "--weights", "none", baked=False)[0] == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert saved(blended, "--weights", "bakd", baked=True)[0] == 2
+    assert "--weights baked or none" in capsys.readouterr().err

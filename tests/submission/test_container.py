@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
-import os
 import re
 import stat
 import subprocess
@@ -24,39 +22,10 @@ from midog.cli import run
 from midog.errors import MidogError, UsageError
 from submission import container, engine
 from submission.challenge import TRACK2
+from submission.inference import read_options
 from submission.trial.runners import Conditions
 
 ROOT = Path(__file__).parents[2]
-FAKE = """#!{python}
-import json, os, sys
-words = sys.argv[1:]
-with open(os.environ["FAKE_LOG"], "a") as log:
-    log.write(json.dumps([os.path.basename(sys.argv[0]), *words]) + "\\n")
-if words[0] == "info":
-    sys.exit(os.path.basename(sys.argv[0]) in os.environ["FAKE_DEAD"].split())
-if words[:2] == ["image", "inspect"] and "--format" in words:
-    print({{"{{{{.Id}}}}": "ab" * 32, "{{{{.Size}}}}": "1000"}}[words[words.index("--format") + 1]])
-if words[0] == "save":
-    sys.stdout.write("an image" * 1000)
-    sys.exit(int(os.environ.get("FAKE_SAVE", "0")))
-"""
-
-
-@pytest.fixture
-def engines(tmp_path, monkeypatch):
-    """docker and podman that answer and write down how they are called; returns a reader of the calls."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in engine.ENGINES:
-        file = folder / name
-        file.write_text(FAKE.format(python=os.path.realpath("/proc/self/exe")))
-        file.chmod(0o755)
-    log = tmp_path / "calls"
-    log.touch()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_LOG", str(log))
-    monkeypatch.setenv("FAKE_DEAD", "")
-    return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def test_takes_the_engine_that_answers(engines, monkeypatch):
@@ -92,6 +61,19 @@ def test_builds_with_the_arguments_of_the_dockerfile(tiny_bundle):
     assert set(given) <= declared
     with pytest.raises(UsageError, match="--weights baked or none"):
         container.Build(weights="bakd")
+
+
+@pytest.mark.parametrize("budget", [240, 0.25, 1e-7, 1_000_000, 1234567.5, 1e20])
+def test_the_entry_point_reads_every_time_budget_that_is_built_in(budget):
+    words = container.build_command(engine.Engine("docker"), "ctx", "t:1", container.Build(time_budget=budget), "c")
+    built_in = next(word.removeprefix("TIME_BUDGET=") for word in words if word.startswith("TIME_BUDGET="))
+    assert read_options(["--time-budget", built_in]).time_budget == budget
+
+
+@pytest.mark.parametrize("budget", ["0", "-5", "nan", "inf"])
+def test_a_time_budget_that_no_job_could_keep_is_refused(tiny_bundle, capsys, budget):
+    assert run(["container", "build", str(tiny_bundle), f"--time-budget={budget}", "--dry-run"]) == 2
+    assert f"--time-budget {budget}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("weights", container.WEIGHTS)

@@ -195,6 +195,29 @@ def test_a_flawed_ground_truth_is_told_first(tmp_path):
     assert "b.tiff: is twice in the ground truth" in texts[1]
 
 
+def test_every_flaw_of_a_ground_truth_is_listed_whatever_json_it_is(tmp_path):
+    folder = make_folder(tmp_path, {"a.tiff": GOOD, "b.tiff": GOOD, "c.tiff": GOOD})
+    truth = json.loads((folder / "ground_truth.json").read_text())
+    truth[0]["labels"] = [{"x": 1}, "atypical", ["normal"], "AMF", None]
+    truth[1]["labels"][2] = True
+    (folder / "ground_truth.json").write_text(json.dumps([*truth, 7]))
+    jobs = json.loads((folder / "predictions.json").read_text())
+    (folder / "predictions.json").write_text(json.dumps([*jobs, {"pk": "x", "status": "Succeeded", "inputs": 5}]))
+    found = evaluate_folder(folder)
+    texts = [str(problem) for problem in found.problems if str(problem).startswith("ground_truth.json")]
+    assert [text.partition(" is not one of ")[0] for text in texts] == [
+        "ground_truth.json entry 0: 5 labels, 4 tumordomains",
+        "ground_truth.json entry 0: page 0: label {'x': 1}",
+        "ground_truth.json entry 0: page 2: label ['normal']",
+        "ground_truth.json entry 0: page 3: label AMF",
+        "ground_truth.json entry 0: page 4: label None",
+        "ground_truth.json entry 1: page 2: label True",
+        "ground_truth.json entry 3: lacks image, labels or tumordomains",
+    ]
+    assert any("predictions.json job 3: no stacked" in str(problem) for problem in found.problems)
+    assert not found.official and found.scores.n == 4
+
+
 def test_nothing_to_score_and_no_listing(tmp_path):
     folder = make_folder(tmp_path, {"a.tiff": GOOD}, {"a.tiff": "{"})
     with pytest.raises(ContractError, match="nothing can be scored"):
