@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midog.errors import DataError
+
 if TYPE_CHECKING:
     from ensemble.ablation import Ablation
     from ensemble.compare import Comparison
@@ -44,13 +46,19 @@ def read_patches(
         extend: a patch table whose cases keep their fold and split.
 
     Returns: the checked table; `.problems` lists everything wrong, `.write(path)` refuses while there is any.
+
+    Raises: DataError for data that are not there, with the command that fetches them where there is one, and as
+        `midog.data.readers.read_layout` raises it.
     """
     from midog.data import checks
     from midog.data import folds as folding
     from midog.data.patches import read_table
     from midog.data.readers import read_layout
 
-    table = read_layout([Path(source) for source in data])
+    sources = [Path(source) for source in data]
+    for source in sources:
+        _require(source, _how_to_get(source))
+    table = read_layout(sources)
     if folds is not None:  # made anew, so that nothing can be wrong with the old ones
         table = folding.without_folds(table)
     checked = checks.check(table, join_duplicates=join_duplicates)
@@ -64,6 +72,25 @@ def read_patches(
     elif folds is not None or (table.folds < 0).all():
         table = folding.make_folds(table, folds or "grouped:5:0")
     return checked.with_table(table)
+
+
+def _require(path: Path, fix: str, what: str = "file or folder") -> None:
+    """Raises: DataError with this fix where nothing is at `path`."""
+    if not path.exists():
+        raise DataError(f"no such {what}: {path}", fix)
+
+
+def _how_to_get(source: Path) -> str:
+    """What to do about a data set that is not there: published ones are known by their names."""
+    from midog.data.download import SOURCES
+
+    word = "".join(letter for letter in source.name.casefold() if letter.isalnum())
+    for name in SOURCES:
+        if word.startswith(name):
+            return f"midog data get {name}, then name the folder data/{name}; or check the path"
+    if word.startswith(("midog25", "midog2025")):
+        return "fetch the challenge's classification set from Zenodo, record 16044804; or check the path"
+    return "check the path"
 
 
 def train_recipe(
@@ -113,14 +140,20 @@ def train_grid(
 
 
 def as_table(patches: PatchTable | Checked | Path | str) -> PatchTable:
-    """The patch table behind a path or a check's result; raises that check's problems."""
+    """The patch table behind a path or a check's result.
+
+    Raises: that check's problems; DataError where nothing is at the path, or no patch table.
+    """
     from midog.data.checks import Checked
     from midog.data.patches import read_table
 
     if isinstance(patches, Checked):
         patches.require()
         return patches.table
-    return read_table(patches) if isinstance(patches, Path | str) else patches
+    if not isinstance(patches, Path | str):
+        return patches
+    _require(Path(patches), f"midog check DATA -o {patches}", "patch table")
+    return read_table(patches)
 
 
 def open_run(path: Path | str) -> Run:
@@ -136,8 +169,8 @@ def blend_runs(*runs: Path | str, folder: Path | str | None = None, **settings: 
     Args:
         runs: runs or members of runs.
         folder: where finished trials are kept, so that an interrupted search continues; write the result there.
-        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`, `fold_models`); what is
-            not given (or None) comes from the first run's recipe.
+        settings: those of the recipe's `blend` (`kind`, `trials`, `views`, `threshold`, `seed`, `fold_models`, `fast`);
+            what is not given (or None) comes from the first run's recipe.
     """
     from ensemble import crossfit
     from ensemble.fit import BlendSettings
@@ -191,6 +224,7 @@ def pack_bundle(
     from midog import bundle
     from midog.report.card import model_card
 
+    _require(Path(blend), f"midog blend RUN -o {blend}", "blend")
     return bundle.pack(Path(blend), Path(out), pretrained, model_card(blend), accept)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ensemble.blend import BLEND_FILE, Blend, OperatingPoint, combine, confidence, decide, read_blend
 from midog.archive import (
     CARD_FILE,
+    DEFAULT,
     MANIFEST_FILE,
     bundle_path,
     locate,
@@ -28,7 +29,7 @@ from midog.archive import (
     verify,
 )
 from midog.deadline import Clock, OutOfTime
-from midog.errors import DataError, UsageError, WeightsError
+from midog.errors import DataError, UsageError, WeightsError, nearest
 from midog.files import sha256_bytes
 from midog.result import Result
 
@@ -79,6 +80,8 @@ def open_bundle(path: Path | str, use: str = "full", device: str = "auto") -> Bu
         top = "" if folder is None or folder == Path(holder.name) else f"{folder.name}/"
         hashes = {name.removeprefix(top): value for name, value in unpacked.items()}
     if folder is None:
+        if not path.exists() and nearest(str(path), [DEFAULT]):
+            raise WeightsError(f"no such bundle: {path}", f"did you mean {DEFAULT}, which ships? else check the path")
         read_manifest(path)  # raises, and says why
         raise WeightsError(f"{path} is no bundle", "give model.tar.gz, or the folder it was unpacked to")
     content = (folder / MANIFEST_FILE).read_bytes()

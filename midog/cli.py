@@ -14,7 +14,7 @@ from midog.audit_cli import audit
 from midog.bench_cli import bench_app
 from midog.blend_cli import By, blend, compare
 from midog.container_cli import container_app
-from midog.errors import CheckFailed, MidogError, UsageError
+from midog.errors import CheckFailed, DataError, MidogError, UsageError
 from midog.features_cli import features
 from midog.models_cli import models_app
 from midog.terminal import Json, note, show, wrote
@@ -136,7 +136,17 @@ def predict(
     result = predict_what(api.load_bundle(bundle, use=use), what, split=split)
     for line in result.notes:
         note(line)
-    wrote(result.write(out), next_command=f"midog evaluate {out} {what}")
+    wrote(result.write(out), next_command=f"midog evaluate {out} {what}" if _labelled(what, split) else "")
+
+
+def _labelled(what: Path, split: str | None) -> bool:
+    """Whether `midog evaluate` finds a truth in what was predicted: only a table has labels, and not every table."""
+    from midog.data.readers import read_layout
+    from submission.predict import TABLE_SUFFIXES
+
+    if what.is_dir() or what.suffix.casefold() not in TABLE_SUFFIXES:
+        return False
+    return any(patch.label is not None and split in (None, patch.split) for patch in read_layout([what]))
 
 
 @app.command(rich_help_panel=SUBMIT)
@@ -151,6 +161,8 @@ def evaluate(
     """The challenge's metrics, overall and by domain, with case-bootstrap intervals."""
     from submission import evaluate as evaluation
 
+    if not predictions.exists():
+        raise DataError(f"no such file or folder: {predictions}", f"midog predict BUNDLE {truth} -o {predictions}")
     if predictions.is_dir():
         result = evaluation.evaluate_folder(predictions, truth)
     else:

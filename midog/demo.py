@@ -80,15 +80,16 @@ def clocked(say: Say, started: float) -> Say:
 
 
 def find_patches(out: Path, say: Say) -> Source:
-    """Real patches from `MIDOG_DATA`, else ../shared/data, else the public repository, else drawn ones."""
-    for place in (os.environ.get("MIDOG_DATA"), "../shared/data"):
-        if place and (Path(place) / "amibr").is_dir():
-            job = Path(place) / "job"
+    """Real patches from the folder amibr of `MIDOG_DATA` or from `MIDOG_DATA` itself, else from ../shared/data, else
+    from the public repository, else drawn ones."""
+    named = os.environ.get("MIDOG_DATA")
+    for place in (named, "../shared/data"):
+        if place and (data := _amibr_in(Path(place))) is not None:
+            job, weights = Path(place) / "job", Path(place) / "weights"
             line = f"data: AMi-Br patches in {place} (mitotic figures of human breast cancer; Bertram 2025, MIT)"
-            weights = Path(place) / "weights"
-            return Source(
-                Path(place) / "amibr", job if job.is_dir() else None, line, weights if weights.is_dir() else None
-            )
+            return Source(data, job if job.is_dir() else None, line, weights if weights.is_dir() else None)
+        if place and place == named:
+            say(f"data: MIDOG_DATA is {place}, which neither holds a folder amibr nor is one: looking elsewhere")
     from midog.data import download, synthetic
 
     say("data: no patches at hand: asking AMi-Br's public repository; failing that, SYNTHETIC patches are drawn")
@@ -98,6 +99,13 @@ def find_patches(out: Path, say: Say) -> Source:
         say(f"data: {error.problem}")
     drawn = synthetic.draw(out / "drawn", cases=40, per_case=12)
     return Source(drawn, None, "data: SYNTHETIC drawn patches; every score below is about drawings", drawn=True)
+
+
+def _amibr_in(place: Path) -> Path | None:
+    """AMi-Br below a folder of data, or that folder where it is AMi-Br; None where there is none."""
+    if (place / "amibr").is_dir():
+        return place / "amibr"
+    return place if (place / "AMI-BR.csv").is_file() else None
 
 
 def make_table(source: Source, out: Path, quick: bool, say: Say) -> Path:

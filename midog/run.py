@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from augment.views import DIHEDRAL, VIEW_NAMES
 from midog.errors import DataError, unknown
 from midog.files import read_csv, read_json, sha256_file, write_csv
-from midog.status import MemberStatus, Queued, RunStatus, fold_status, queued_folds, read_log, seconds_left
+from midog.status import MemberStatus, Queued, RunStatus, fold_status, queued_folds, read_phases, seconds_left
 from midog.yaml import read_yaml
 
 if TYPE_CHECKING:
@@ -207,15 +207,14 @@ class Run:
     def _member_status(self, name: str, intervals: bool, queued: Mapping[tuple[str, int], Queued]) -> MemberStatus:
         from midog.metrics import bootstrap_by_case, scores
 
-        epochs = int(self.recipe["members"][name]["training"]["epochs"])
-        logs = {k: read_log(self.fold_folder(name, k)) for k in range(len(self.fold_names))}
-        seconds = [float(line["seconds"]) for log in logs.values() for line in log]
-        pace = sum(seconds) / len(seconds) if seconds else None
+        settings = self.recipe["members"][name]
+        start = settings.get("start")  # off, or a mapping
+        epochs = int(start["epochs"]) if isinstance(start, Mapping) else 0
+        folders = [self.fold_folder(name, k) for k in range(len(self.fold_names))]
+        phases = read_phases(folders, epochs, int(settings["training"]["epochs"]))
         folds = tuple(
-            fold_status(
-                self.fold_folder(name, k), name, k, self.fold_names[k], epochs, log, pace, queued.get((name, k))
-            )
-            for k, log in logs.items()
+            fold_status(folders[k], name, k, self.fold_names[k], *both, queued.get((name, k)))
+            for k, both in enumerate(phases)
         )
         found = self._gather(name)
         if not found:
@@ -230,7 +229,7 @@ class Run:
         return MemberStatus(name, folds, so_far, spread)
 
     def _gather(self, member: str, folds: Sequence[int] | None = None) -> dict[str, tuple[int, NDArray[np.float64]]]:
-        """Logits of every fold (of `folds`) that is done: patch id → (fold, (9,) logits)."""
+        """Logits of every fold (of `folds`) that is done: patch id → (fold, (10,) logits, one per view)."""
         found: dict[str, tuple[int, NDArray[np.float64]]] = {}
         for k in range(len(self.fold_names)) if folds is None else folds:
             if not self.done(member, k):

@@ -30,7 +30,8 @@ CHECKPOINTS = (LAST, START)
 class FoldStatus:
     """One fold of one member: `state` is done, running, queued, failed, stopped (can be continued) or waiting.
 
-    `by` says which process trains it or which job of a cluster will; empty where none does.
+    `epoch` of `epochs` are those of its training, and those of its start while it is `starting`. `by` says which
+    process trains it or which job of a cluster will; empty where none does.
     """
 
     member: str
@@ -42,6 +43,29 @@ class FoldStatus:
     seconds_left: float | None
     problem: str = ""
     by: str = ""
+    starting: bool = False
+
+    @property
+    def progress(self) -> str:
+        """How far it is: "3/8", in its start "start 11/40"."""
+        return f"{'start ' if self.starting else ''}{self.epoch}/{self.epochs}"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The start or the training of a fold: the epochs that it takes, the seconds of each one that is logged, and the
+    member's mean seconds per epoch, None unknown."""
+
+    epochs: int
+    seconds: tuple[float, ...]
+    pace: float | None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What is missing of it, at its own pace where it has one; None unknown."""
+        missing = max(0, self.epochs - len(self.seconds))
+        pace = _mean(self.seconds) if self.seconds else self.pace
+        return 0.0 if not missing else None if pace is None else missing * pace
 
 
 @dataclass(frozen=True)
@@ -70,7 +94,7 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """State of a run. `seconds_left` is None while some member has no finished epoch to judge from."""
+    """State of a run. `seconds_left` is None while some member has no epoch behind it, of start or training."""
 
     path: Path
     members: tuple[MemberStatus, ...]
@@ -86,17 +110,15 @@ def fold_status(
     member: str,
     k: int,
     name: str,
-    epochs: int,
-    log: list[dict[str, Any]],
-    pace: float | None,
+    start: Phase,
+    training: Phase,
     queued: Queued | None = None,
 ) -> FoldStatus:
-    """State of one fold folder. `log` is its own (`read_log`), `pace` the member's seconds per epoch, None unknown.
-    `queued` is its job on a cluster, where one was submitted."""
-    epoch = int(log[-1]["epoch"]) if log else 0
+    """State of one fold folder. `start` and `training` are its own (`read_phases`), `queued` its job on a cluster,
+    where one was submitted."""
     problem = by = ""
     if (folder / "done.json").is_file():
-        state, epoch = "done", epochs
+        state = "done"
     elif by := holder(folder):
         state = "running"
     elif queued is not None and queued.state:
@@ -107,9 +129,35 @@ def fold_status(
         begun = any((folder / name).is_file() for name in CHECKPOINTS)
         state = "stopped" if begun else "waiting"
         by = str(queued) if queued is not None and queued.state is None else ""
-    own = sum(float(line["seconds"]) for line in log) / len(log) if log else pace
-    left = 0.0 if state == "done" else None if own is None else (epochs - epoch) * own
-    return FoldStatus(member, k, name, state, epoch, epochs, left, problem, by)
+    if state == "done":
+        return FoldStatus(member, k, name, state, training.epochs, training.epochs, 0.0)
+    starting = not training.seconds and len(start.seconds) < start.epochs
+    phase = start if starting else training
+    lacks = [part.seconds_left for part in ((start, training) if starting else (training,))]
+    left = None if None in lacks else sum(part or 0.0 for part in lacks)
+    return FoldStatus(member, k, name, state, len(phase.seconds), phase.epochs, left, problem, by, starting)
+
+
+def read_phases(folders: Sequence[Path], start: int, training: int) -> list[tuple[Phase, Phase]]:
+    """(start, training) of each of a member's fold folders; `start` and `training` say how many epochs these take.
+
+    Until an epoch of training is logged the start's pace stands in for it: with its teacher or decoder, an epoch of the
+    start takes no less. Raises: DataError for a log that is damaged.
+    """
+    started, trained = (
+        [tuple(float(line["seconds"]) for line in read_log(folder, name)) for folder in folders]
+        for name in (START_LOG, LOG)
+    )
+    start_pace, pace = (_mean([value for log in logs for value in log]) for logs in (started, trained))
+    pace = start_pace if pace is None else pace
+    return [
+        (Phase(start, before, start_pace), Phase(training, log, pace))
+        for before, log in zip(started, trained, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def seconds_left(members: Sequence[MemberStatus]) -> float | None:
@@ -138,15 +186,17 @@ def epochs_logged(folder: Path) -> int:
 
 
 def locked(folder: Path) -> bool:
-    """True while some process trains in this fold folder."""
+    """True while some process trains in this fold folder; False also where the file system has no locks to ask."""
     path = folder / ".lock"
     if not path.is_file():
         return False
     with path.open("r") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return True
+        except OSError:  # ENOLCK, ENOSYS: a file system without locks says nothing of who trains
+            return False
     return False
 
 

@@ -112,6 +112,15 @@ def test_manifest_tells_what_trained_each_fold_model(tiny_run, tmp_path):
     assert sorted(named) == sorted(f"{m['name']}/{k}" for m in manifest["members"] for k in m["folds"])
 
 
+@pytest.mark.parametrize("typed", ["defualt", "Default"])
+def test_a_misspelt_default_gets_the_nearest_name(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=f"no such bundle: {typed}\n  fix: did you mean default"):
+        open_bundle(typed)
+    with pytest.raises(WeightsError, match=r"no such bundle: model\.tar\.gz\n  fix: check the path, or make one"):
+        open_bundle("model.tar.gz")
+
+
 def test_no_path_of_this_machine_travels(tiny_folder, tiny_run):
     for name in ("manifest.json", "blend.json"):
         assert str(tiny_run.parent) not in (tiny_folder / name).read_text()

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from midog.cli import app, run
+from midog.data.download import SOURCES
 from midog.data.synthetic import draw
+from midog.models.backbones import find_backbone, list_backbones
+from midog.models_cli import MICRO
+from midog.recipe import load_recipe
 from midog.recipe_source import list_recipes
 
 README = Path(__file__).parent.parent / "README.md"
-INSTEAD = {"AMi-Br": "drawn", "cpu-small": "smoke"}
+INSTEAD = {"data/amibr": "drawn", "cpu-small": "smoke"}
 
 
 def commands(text: str) -> list[list[str]]:
@@ -45,6 +49,22 @@ def test_every_command_that_the_readme_names_exists() -> None:
     known |= {str(group.name) for group in app.registered_groups}
     named = set(re.findall(r"`midog ([a-z]+)", README.read_text(encoding="utf-8")))
     assert named and named <= known
+
+
+def test_the_first_steps_name_what_midog_can_fetch() -> None:
+    """The data set, the folder that the campaign reads it from, and the weights of its recipe."""
+    text = README.read_text(encoding="utf-8").split("## A campaign", 1)[0]
+    name = next(words for words in commands(text) if words[:2] == ["data", "get"])[2]
+    assert name in SOURCES and f"data/{name}" in campaign()[0]
+    pulled = next(words for words in commands(text) if words[:2] == ["models", "pull"])[2]
+    recipe = load_recipe(campaign()[1][1])
+    assert [find_backbone(member.backbone).name for member in recipe.members.values()] == [pulled]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_backbones_are_counted(name: str) -> None:
+    counts = re.findall(r"(\S+) backbones (?:are one word each|by name)", README.with_name(name).read_text("utf-8"))
+    assert counts == [str(sum(not backbone.startswith(MICRO) for backbone in list_backbones()))]
 
 
 def test_every_recipe_that_ships_is_named() -> None:

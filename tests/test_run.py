@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +23,7 @@ from midog.errors import DataError, UsageError
 from midog.files import lock, read_csv, sha256_file, write_csv, write_json, write_text
 from midog.provenance import provenance
 from midog.run import Oof, Run, list_runs, open_run, read_oof, sigmoid, write_oof
-from midog.status import readable_seconds
+from midog.status import LOG, START, START_LOG, locked, readable_seconds
 from midog.yaml import parse_yaml, write_yaml, yaml_text
 
 MEMBERS = ("a", "b")
@@ -158,9 +161,58 @@ def test_status_tells_states_pace_and_scores(run: Run) -> None:
     assert (failed.state, failed.problem) == ("failed", "it broke")
 
 
-def test_a_member_that_has_not_begun_leaves_the_rest_unknown(run: Run) -> None:
-    import shutil
+def write_log(folder: Path, name: str, epochs: int, seconds: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / name, "".join(f'{{"epoch": {e + 1}, "seconds": {seconds}}}\n' for e in range(epochs)))
 
+
+def pupil(run: Run, *started: int) -> Run:
+    """The run with b as a pupil of a: ten epochs of start, of which its folds have `started` logged."""
+    members = {**run.recipe["members"], "b": {"training": {"epochs": 4}, "start": {"kind": "distil", "epochs": 10}}}
+    write_yaml(run.path / "recipe.yaml", {**run.recipe, "members": members})
+    for k, epochs in enumerate(started):
+        write_log(run.fold_folder("b", k), START_LOG, epochs, 20.0)
+    return open_run(run.path)
+
+
+def test_time_left_counts_the_start_at_its_own_pace(run: Run) -> None:
+    """A fold that has not begun needs ten epochs of 20 s and four of 2 s; one that trains has its start behind it."""
+    shutil.rmtree(run.fold_folder("b", 1))
+    again = pupil(run, 10)
+    waiting = again.status(intervals=False).members[1].folds[1]
+    assert (waiting.state, waiting.seconds_left) == ("waiting", 208.0)
+    write_log(run.fold_folder("b", 1), LOG, 1, 3.0)
+    assert again.status(intervals=False).members[1].folds[1].seconds_left == 9.0
+
+
+def test_status_shows_the_start(run: Run) -> None:
+    shutil.rmtree(run.path / "b")
+    again = pupil(run, 3)
+    (run.fold_folder("b", 0) / START).touch()
+    stopped, waiting = again.status(intervals=False).members[1].folds
+    assert (stopped.state, stopped.progress, waiting.state) == ("stopped", "start 3/10", "waiting")
+    assert stopped.seconds_left == (7 + 4) * 20.0, "until a training epoch is logged, the start's pace stands in"
+    with lock(run.fold_folder("b", 0) / ".lock", "held by the test"):
+        running = again.status(intervals=False).members[1].folds[0]
+    assert (running.state, running.progress) == ("running", "start 3/10")
+    write_log(run.fold_folder("b", 0), START_LOG, 10, 20.0)
+    assert again.status(intervals=False).members[1].folds[0].progress == "0/4"
+
+
+@pytest.mark.parametrize(("code", "busy"), [(errno.EWOULDBLOCK, True), (errno.ENOLCK, False), (errno.ENOSYS, False)])
+def test_a_file_system_without_locks_does_not_call_every_fold_busy(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int, busy: bool
+) -> None:
+    def flock(handle: object, how: int) -> None:
+        raise OSError(code, "as the kernel says it")
+
+    folder = run.fold_folder("a", 0)
+    (folder / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert locked(folder) is busy
+
+
+def test_a_member_that_has_not_begun_leaves_the_rest_unknown(run: Run) -> None:
     shutil.rmtree(run.path / "b")
     status = run.status()
     assert [fold.state for fold in status.members[1].folds] == ["waiting", "waiting"]

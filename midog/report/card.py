@@ -10,14 +10,14 @@ import numpy as np
 
 from ensemble.blend import Blend, BlendMember, OperatingPoint, read_blend
 from ensemble.predictions import EVERYTHING, Scored, read_scored
-from ensemble.result import OOF_BLEND_FILE, OOF_FAST_FILE
+from ensemble.result import OOF_BLEND_FILE, OOF_FAST_FILE, run_names
 from midog.data.download import SOURCES
-from midog.errors import DataError, MidogError
+from midog.errors import DataError
 from midog.metrics import bootstrap_by_case, scores
 from midog.packing import trained_on
 from midog.report.findings import FEW, provenance_rows
+from midog.report.from_blend import member_starts_from, weights_source
 from midog.report.text import cell_text
-from midog.run import open_run
 
 METRICS = {
     "balanced_accuracy": "BA",
@@ -39,7 +39,7 @@ patch (128 × 128 pixels at about 0.25 µm per pixel) atypical or normal? Atypic
 its calibrated probability, and the class is atypical from the operating point's threshold on.
 
 **Not meant for** diagnosis, prognosis or any decision on a patient: it is not a medical device and was never validated
-it as one. It does not detect mitotic figures; what is no mitotic figure gets an answer all the same."""
+as one. It does not detect mitotic figures; what is no mitotic figure gets an answer all the same."""
 CROSS_FITTED = (
     "Cross-fitted by case: every patch is scored by a fold model that never saw its case, with weights, shift, "
     "temperature and threshold fitted on other cases. In brackets 95 % intervals of the case bootstrap."
@@ -108,10 +108,11 @@ def _members(blend: Blend) -> Iterator[str]:
     whole = sum(map(abs, weights.values())) or 1.0
     rows = []
     for member in blend.members:
+        start, tune = member_starts_from(blend, member), str(member.network.get("tune", {}).get("kind", "–"))
         weight = weights.get(member.name, 0.0)
         share, size = f"{abs(weight) / whole:.0%}", _size(member)
         models = f"{len(member.folds)} of {_folds(blend, member)}"
-        rows.append([member.name, _backbone(member), *_how(member), cell_text(weight), share, models, size])
+        rows.append([member.name, _backbone(member), start, tune, cell_text(weight), share, models, size])
     header = ["member", "backbone", "starts from", "tuned", "weight", "share", "fold models", "MB of them"]
     yield _table(header, rows)
     yield "A member's logit is the mean of its fold models; what they share of a frozen backbone is stored once."
@@ -119,7 +120,8 @@ def _members(blend: Blend) -> Iterator[str]:
 
 def _folds(blend: Blend, member: BlendMember) -> str:
     """How many folds were trained: the run's own word, else what the blend holds."""
-    name = Path(member.run).name
+    names = run_names(other.run for other in blend.members if other.run)
+    name = names.get(Path(member.run).resolve(), "")
     manifest = blend.content.get("provenance", {}).get("runs", {}).get(name, {})
     return str(len(manifest.get("fold_names", member.folds)))
 
@@ -127,25 +129,6 @@ def _folds(blend: Blend, member: BlendMember) -> str:
 def _backbone(member: BlendMember) -> str:
     record = member.network.get("backbone", {})
     return str(record.get("name", "")) if isinstance(record, Mapping) else str(record)
-
-
-def _how(member: BlendMember) -> tuple[str, str]:
-    """What it starts from, a tuning before the training included, and which part of it is trained."""
-    pretrained, record = str(member.network.get("pretrained", "")), member.network.get("backbone", {})
-    words = {"record": f"published weights ({_source(record)})", "random": "random weights", "": "–"}
-    start = words.get(pretrained, f"weights of one's own ({Path(pretrained).name})")
-    try:
-        settings = open_run(member.run).recipe["members"][member.member]
-        kind = settings.get("start") or "off"
-    except (MidogError, KeyError, TypeError, OSError):
-        kind = "off"
-    kind = kind.get("kind", "off") if isinstance(kind, Mapping) else kind
-    tune = member.network.get("tune", {})
-    return start + ("" if kind == "off" else f", then {kind}"), str(tune.get("kind", "–"))
-
-
-def _source(record: Any) -> str:
-    return str(record.get("source") or "unknown source") if isinstance(record, Mapping) else "unknown source"
 
 
 def _size(member: BlendMember) -> str:
@@ -267,7 +250,7 @@ def _licences(blend: Blend, scored: Scored) -> str:
         record = member.network.get("backbone", {})
         if member.network.get("pretrained") == "record" and isinstance(record, Mapping):
             licence = str(record.get("licence", "unknown"))
-            lines.append(f"weights of {_backbone(member)}: {_source(record)}, licence {licence}")
+            lines.append(f"weights of {_backbone(member)}: {weights_source(record)}, licence {licence}")
     lines.append("method: arXiv 2509.02591; this package: MIT")
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 

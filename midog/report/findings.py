@@ -74,8 +74,8 @@ class FoldCurve:
 
 @dataclass(frozen=True)
 class MemberFacts:
-    """A member: `random` where its backbone started from random weights, `logits` (n,) on the patches of the
-    predictions, None where it has not scored them all."""
+    """A member: `starts_from` says what its backbone started from, `random` warns of random weights without a start of
+    their own; `logits` (n,) on the patches of the predictions, None where it has not scored them all."""
 
     name: str
     backbone: str
@@ -84,6 +84,7 @@ class MemberFacts:
     loss: str
     folds: tuple[FoldCurve, ...] = ()
     logits: Floats | None = None
+    starts_from: str = "–"
 
 
 @dataclass(frozen=True)

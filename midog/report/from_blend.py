@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from midog.report.findings import (
     score_row,
     smooth_curve,
 )
-from midog.report.from_run import member_facts
+from midog.report.from_run import member_facts, start_kind, starts_from
 from midog.run import open_run
 
 HOW = (
@@ -118,21 +119,44 @@ def _member(
     member: BlendMember, at: int, oof: OofSet | None, blend: Blend, table: PatchTable, notes: list[str]
 ) -> MemberFacts:
     logits = None if oof is None else _column(oof, at, blend.point("full").views, table.ids)
-    network = member.network
-    backbone = network.get("backbone", "")
+    backbone = member.network.get("backbone", "")
     found = MemberFacts(
         name=member.name,
         backbone=str(backbone.get("name", "") if isinstance(backbone, Mapping) else backbone),
-        random=network.get("pretrained") == "random",
+        random=member.network.get("pretrained") == "random" and member_start(blend, member) == "off",
         epochs=1,
         loss="loss",
+        logits=logits,
+        starts_from=member_starts_from(blend, member),
     )
     try:
         known = member_facts(open_run(member.run), member.member, notes)
-        backbone = found.backbone or known.backbone
-        return MemberFacts(member.name, backbone, known.random, known.epochs, known.loss, known.folds, logits)
     except (MidogError, KeyError, StopIteration):
         return found
+    backbone = found.backbone or known.backbone
+    return replace(found, backbone=backbone, epochs=known.epochs, loss=known.loss, folds=known.folds)
+
+
+def member_start(blend: Blend, member: BlendMember) -> str:
+    """Which start a member had: reconstruct, distil, or off, which also stands where neither blend nor run tells."""
+    told = next((entry.get("start") for entry in blend.content["members"] if entry["name"] == member.name), None)
+    if told is not None:
+        return str(told)
+    try:  # an earlier release's blend, or no start
+        return start_kind(open_run(member.run).recipe["members"][member.member])
+    except (MidogError, KeyError, AttributeError, OSError):
+        return "off"
+
+
+def member_starts_from(blend: Blend, member: BlendMember) -> str:
+    """What a member's backbone starts from, in words, a tuning before the training included."""
+    pretrained, record = str(member.network.get("pretrained", "")), member.network.get("backbone")
+    return starts_from(pretrained, member_start(blend, member), weights_source(record))
+
+
+def weights_source(record: Any) -> str:
+    """Where the published weights of a backbone's record are from."""
+    return str(record.get("source") or "unknown source") if isinstance(record, Mapping) else "unknown source"
 
 
 def _column(oof: OofSet, at: int, views: str, ids: tuple[str, ...]) -> NDArray[np.float64] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,15 +92,30 @@ def _member(run: Run, name: str, status: RunStatus, notes: list[str]) -> MemberF
         epochs = np.array([line["epoch"] for line in log], dtype=np.int64)
         loss = np.array([line["loss"] for line in log], dtype=np.float64)
         folds.append(FoldCurve(fold.name, fold.state, epochs, loss, fold.problem))
-    backbone = settings.get("backbone", name)
+    backbone, pretrained = settings.get("backbone", name), str(settings.get("pretrained", ""))
     return MemberFacts(
         name=name,
         backbone=str(backbone.get("name", "inline record") if isinstance(backbone, dict) else backbone),
-        random=settings.get("pretrained") == "random" and settings.get("start", "off") in (None, "off"),
+        random=pretrained == "random" and start_kind(settings) == "off",
         epochs=int(training.get("epochs", 1)),
         loss=str(training.get("loss", "loss")),
         folds=tuple(folds),
+        starts_from=starts_from(pretrained, start_kind(settings)),
     )
+
+
+def start_kind(settings: Mapping[str, Any]) -> str:
+    """Which start a member of a resolved recipe has: reconstruct, distil, or off."""
+    start = settings.get("start") or "off"
+    return str(start.get("kind", "off") if isinstance(start, Mapping) else start)
+
+
+def starts_from(pretrained: str, kind: str, source: str = "") -> str:
+    """What a backbone starts from, in words, its start included; `source`: where published weights are from."""
+    published = "published weights" + (f" ({source})" if source else "")
+    words = {"record": published, "random": "random weights", "": "–"}
+    start = words.get(pretrained, f"weights of one's own ({Path(pretrained).name})")
+    return start + ("" if kind == "off" else f", then {kind}")
 
 
 def _with_logits(member: MemberFacts, logits: Floats | None) -> MemberFacts:

@@ -209,7 +209,7 @@ def member_section(found: Findings) -> Section | None:
         {
             "member": Marked(member.name, PLUMBING if member.random else ""),
             "backbone": member.backbone or "–",
-            "starts from": "random weights" if member.random else "pretrained",
+            "starts from": member.starts_from,
             **{kind: found.weights.get(kind, {}).get(member.name) for kind in KINDS if found.weights},
         }
         for member in found.members

@@ -55,7 +55,7 @@ def _fold_rows(found: RunStatus) -> list[dict[str, Any]]:
             "member": fold.member,
             "fold": fold.name,
             "state": fold.state,
-            "epoch": f"{fold.epoch}/{fold.epochs}",
+            "epoch": fold.progress,
             "time left": readable_seconds(fold.seconds_left),
             "by": fold.by,
             "problem": fold.problem.splitlines()[0] if fold.problem else "",
@@ -67,7 +67,10 @@ def _fold_rows(found: RunStatus) -> list[dict[str, Any]]:
 
 
 def _member_row(member: MemberStatus) -> dict[str, Any]:
-    marks = [f"{fold.name}: {fold.state}" + _epochs(fold.state, fold.epoch, fold.epochs) for fold in member.folds]
+    begun = ("running", "stopped")
+    marks = [
+        f"{fold.name}: {fold.state}" + (f" {fold.progress}" if fold.state in begun else "") for fold in member.folds
+    ]
     left = [fold.seconds_left for fold in member.folds]
     row: dict[str, Any] = {
         "member": member.name,
@@ -81,7 +84,3 @@ def _member_row(member: MemberStatus) -> dict[str, Any]:
         row[f"{title} 95 %"] = (interval.low, interval.high) if interval else None
     problems = [fold.problem.splitlines()[0] for fold in member.folds if fold.problem]
     return row | {"problem": problems[0] if problems else ""}
-
-
-def _epochs(state: str, epoch: int, epochs: int) -> str:
-    return f" {epoch}/{epochs}" if state in ("running", "stopped") else ""

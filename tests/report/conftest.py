@@ -58,8 +58,10 @@ def write_run(
     members: Mapping[str, np.ndarray],
     undone: Sequence[str] = (),
     random: Sequence[str] = (),
+    pupils: Sequence[str] = (),
 ) -> Path:
-    """A run: recipe, manifest, patches; per fold OOF table, log, done.json. `undone` ("member/fold") are half-way."""
+    """A run: recipe, manifest, patches; per fold OOF table, log, done.json. `undone` ("member/fold") are half-way,
+    `pupils` begin with a start."""
     table.write(path / "patches.csv", absolute=True)
     folds = sorted({int(k) for k in table.folds if k >= 0})
     settings: dict[str, Any] = {
@@ -67,6 +69,7 @@ def write_run(
             "backbone": name,
             "pretrained": "random" if name in random else "record",
             "training": {"epochs": EPOCHS, "loss": "bce"},
+            "start": {"kind": "distil", "epochs": 2} if name in pupils else "off",
         }
         for name in members
     }

@@ -13,11 +13,13 @@ from bundle_fixture import make_run, make_table
 from ensemble.crossfit import blend_runs
 from ensemble.fit import BlendSettings
 from ensemble.predictions import read_scored
+from ensemble.result import run_names
 from midog import api
 from midog.bundle import open_bundle, pack
 from midog.errors import DataError
 from midog.files import read_json, sha256_bytes, write_json
 from midog.report.card import model_card
+from midog.report.page import report
 from midog.report.text import cell_text
 
 
@@ -38,7 +40,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def test_it_says_what_it_is_for_and_what_not(card):
     assert card.startswith("# Model card\n\nAn ensemble of 3 members and 6 fold models")
-    assert "MIDOG 2025 Track 2" in card and "not a medical device" in card
+    assert "MIDOG 2025 Track 2" in card and "not a medical device and was never validated\nas one." in card
     headings = re.findall(r"^## (.*)$", card, flags=re.MULTILINE)
     names = ["Data", "Members", "Scores", "Operating points", "Limits", "Licences and citations", "Provenance"]
     assert headings == names
@@ -120,6 +122,32 @@ def test_provenance_names_commit_seed_and_hashes(card, blend, table):
     told = section(card, "Provenance")
     for value in ("git commit 0123abc", "seed 7", "seed 0", table.data_hash, table.folds_hash, "torch 2.9.1"):
         assert value in told
+
+
+def test_runs_of_one_name_are_told_apart(make, table, members, tmp_path):
+    """Of the first run one fold of two is blended, of the second both: each counts by its own manifest."""
+    for name, member in (("a", "good"), ("b", "fair")):
+        run = make.run(tmp_path / name / "r", table, {member: members[member]})
+        write_json(run / "manifest.json", {**read_json(run / "manifest.json"), "git": f"commit of {name}"})
+    settings = BlendSettings(kind="equal", trials=5, fold_models={"good": 1})
+    path = blend_runs([tmp_path / "a" / "r", tmp_path / "b" / "r"], settings).write(tmp_path / "blend")
+    runs = read_json(path)["provenance"]["runs"]
+    assert {name: manifest["git"] for name, manifest in runs.items()} == {"a/r": "commit of a", "b/r": "commit of b"}
+    text = model_card(path)
+    assert [rows(section(text, "Members"))[name][5] for name in ("good", "fair")] == ["1 of 2", "2 of 2"]
+    told = section(text, "Provenance")
+    assert "run a/r: " in told and "commit of a" in told and "commit of b" in told
+    page = report(path.parent).read_text(encoding="utf-8")
+    assert "commit of a" in page and "commit of b" in page
+    earlier = {**read_json(path), "provenance": {"runs": {"r": runs["b/r"]}}}
+    write_json(path, earlier)
+    assert "commit of b" in model_card(path), "a blend of an earlier release, which kept one of the two"
+
+
+def test_a_run_is_called_by_the_folders_that_tell_it_from_others(tmp_path):
+    paths = [tmp_path / place for place in ("x/a/r", "y/a/r", "b/r", "s")]
+    assert list(run_names(paths).values()) == ["x/a/r", "y/a/r", "b/r", "s"]
+    assert run_names([paths[0], str(paths[0])]) == {paths[0].resolve(): "r"}
 
 
 def test_a_blend_without_its_predictions_has_no_card(blend, tmp_path):

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ensemble.crossfit import blend_runs
+from ensemble.fit import BlendSettings
 from midog.errors import DataError
 from midog.files import read_json, write_json
+from midog.report.card import model_card
 from midog.report.page import Section, report
 
 VOID = {"meta", "link", "br", "img", "wbr"}
@@ -105,6 +108,30 @@ def test_members_from_random_weights_are_plumbing(blend_page, run):
         assert "Chance is balanced accuracy .500" in text
 
 
+def test_report_and_card_say_the_same_of_a_start(make, table, members, tmp_path):
+    """Of a run, of its blend, and of the blend when the run is gone; random weights with a start are no plumbing."""
+    two = {name: members[name] for name in ("good", "noise")}
+    run = make.run(tmp_path / "run", table, two, random=("good", "noise"), pupils=("good",))
+    blend_runs([run], BlendSettings(kind="equal", trials=5)).write(tmp_path / "blend")
+    shutil.copytree(tmp_path / "blend", tmp_path / "elsewhere" / "blend")
+    for source in (run, tmp_path / "blend", tmp_path / "elsewhere" / "blend"):
+        text, checked = read(report(source))
+        assert "random weights, then distil" in checked.words
+        assert "Plumbing, not evidence: noise (1 of 2 members)" in text
+        if source != run:
+            assert "| good | good | random weights, then distil |" in model_card(source)
+
+
+def test_a_blend_of_an_earlier_release_asks_its_run_for_the_start(make, table, members, tmp_path):
+    run = make.run(tmp_path / "run", table, {"good": members["good"]}, random=("good",), pupils=("good",))
+    path = blend_runs([run], BlendSettings(kind="equal", trials=5)).write(tmp_path / "blend")
+    content = read_json(path)
+    assert content["members"][0].pop("start") == "distil"
+    write_json(path, content)
+    text, checked = read(report(path.parent))
+    assert "random weights, then distil" in checked.words and "Plumbing" not in text
+
+
 def test_provenance_is_on_the_page(blend_page, table):
     text, _ = read(blend_page)
     for value in (table.data_hash, table.folds_hash, "0123abc", "cpu (2 cores)", "torch 2.9.1"):
@@ -119,7 +146,7 @@ def test_domains_with_few_atypical_patches_are_marked(blend_page):
 def test_domains_never_seen_are_on_the_page(blend, blend_page, tmp_path):
     kept = read_json(blend / "blend.json")
     text, checked = read(blend_page)
-    assert text.index("<h2>By domain</h2>") < text.index("<h2>Domains never seen</h2>")
+    assert text.index("<h2>By domain</h2>") < text.index("<h2>Domains that the threshold never saw</h2>")
     row = kept["thresholds"]["domains"][0]
     regret = f"{row['left_out']['across']['regret']:.3f}".removeprefix("0")
     assert row["domain"] in checked.words and regret in checked.words
@@ -135,7 +162,7 @@ def test_domains_never_seen_are_on_the_page(blend, blend_page, tmp_path):
     write_json(tmp_path / "one" / "blend.json", {**kept, "thresholds": {"how": "All patches are of one domain."}})
     assert "All patches are of one domain." in read(report(tmp_path / "one"))[0]
     write_json(tmp_path / "one" / "blend.json", {key: value for key, value in kept.items() if key != "thresholds"})
-    assert "Domains never seen" not in read(report(tmp_path / "one"))[0]  # an earlier release's blend
+    assert "Domains that the threshold never saw" not in read(report(tmp_path / "one"))[0]  # an earlier release's blend
 
 
 def test_run_that_is_still_going_shows_what_is_there(make, table, members, tmp_path):
