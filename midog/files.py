@@ -10,15 +10,18 @@ import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from midog.errors import DataError, MidogError, UsageError
 
 SCHEMA_VERSION = 1
 """Version of every JSON this release writes; a newer one is refused."""
+LOOK = 0.05
+"""Seconds between two looks at a lock that another process holds."""
 
 
 @contextmanager
@@ -30,11 +33,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
     Raises: MidogError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -43,7 +47,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise write_problem(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -53,12 +58,16 @@ def _umask() -> int:
 
 
 def write_problem(path: Path, error: OSError) -> MidogError:
+    """What a user is told when `path` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MidogError(
             f"the disk is full: {path} was not written; what was there before is untouched",
             "free some space and repeat the same command: it continues where it stopped",
         )
-    return MidogError(f"cannot write {path}: {error.strerror or error}", "check the folder's permissions")
+    fix = "check the folder's permissions"
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        fix = "name another path: a file stands where a folder must be, or a folder where the file must be"
+    return MidogError(f"cannot write {path}: {error.strerror or error}", fix)
 
 
 def write_bytes(path: Path | str, content: bytes) -> Path:
@@ -156,16 +165,36 @@ def sha256_json(content: Any) -> str:
 
 
 @contextmanager
-def lock(path: Path | str, busy: str) -> Iterator[None]:
+def lock(path: Path | str, busy: str, patience: float = 0.0) -> Iterator[None]:
     """Hold an exclusive lock on `path` for the block; the kernel drops it if the process dies.
 
-    Raises: UsageError with the text `busy` when another process holds it.
+    patience: seconds to wait while another process holds it.
+    Raises: UsageError with the text `busy` when another process holds it; MidogError when the file cannot be made, or
+    its file system keeps no locks.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        raise write_problem(path, error) from error
+    with handle:
+        _acquire(handle, path, busy, time.monotonic() + patience)
+        yield
+
+
+def _acquire(handle: IO[str], path: Path, busy: str, deadline: float) -> None:
+    while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(busy, "wait for it, or stop that process and repeat the command") from None
-        yield
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UsageError(busy, "wait for it, or stop that process and repeat the command") from None
+        except OSError as error:  # ENOSYS, ENOLCK: Lustre without `flock`, NFS without its lock service
+            raise MidogError(
+                f"the file system of {path.parent} keeps no locks ({error.strerror or error}): two processes could "
+                "write the same files",
+                "mount it with locks (Lustre: option flock), or name a folder on another file system",
+            ) from error
+        time.sleep(LOOK)

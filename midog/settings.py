@@ -6,7 +6,8 @@ pydantic checks the values. It ignores unknown keys of stdlib dataclasses, so ke
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -114,19 +115,37 @@ def validate(problems: Problems, kind: type[Settings], content: Mapping[str, Any
     """A dataclass from a mapping whose keys are known; None (and lines in `problems`) where a value does not fit."""
     from pydantic import TypeAdapter, ValidationError
 
+    wild = dict(_not_finite(content))
+    for path, value in wild.items():  # a float for pydantic, and nothing that JSON or a run's files could hold
+        problems.add(where(path), f"{value} is not {EXPECTED['finite_number']}")
     try:
         # Through JSON and strictly: lists become tuples, but "32" is no number and true is not 1.
         text = json.dumps(content)
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        settings = TypeAdapter(kind).validate_json(text, strict=True)
+        return None if wild else settings
     except ValidationError as error:
         for line in error.errors():
             path = tuple(str(part) for part in line["loc"] if not _is_branch(part, content, line["loc"]))
-            problems.add(where(path), _sentence(line))
+            if path not in wild:
+                problems.add(where(path), _sentence(line))
     except MidogError as error:
-        problems.add_error(where(()), error)
+        if not wild:  # it may be about the same number
+            problems.add_error(where(()), error)
     except TypeError as error:
         problems.add(where(()), f"holds something that is no plain value ({error})")
     return None
+
+
+def _not_finite(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Infinite numbers and those that are none, with their key paths; one inside a list has the list's."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_finite(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _not_finite(inner, path)
 
 
 def _is_branch(part: Any, content: Mapping[str, Any], path: tuple[Any, ...]) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from midog.errors import UsageError
 from midog.terminal import Json, note, show, wrote
+
+if TYPE_CHECKING:
+    from midog.run import Run
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the recipes that ship with the package.")
 SetOption = Annotated[
@@ -69,7 +72,7 @@ def train(
     from midog import api
     from midog.recipe import load_recipe
     from midog.training.grid import train_grid
-    from midog.training.launch import train_recipe
+    from midog.training.launch import find_place, train_recipe
     from midog.training.machine import Machine
     from midog.variation import vary_recipe
 
@@ -84,7 +87,8 @@ def train(
         from midog.training.dry_run import dry_run as prove_all
         from submission.challenge import TRACK2
 
-        dry = prove_all(loaded, table, pretrained, machine, member)
+        here = find_place(machine=machine, gpus=_gpus(gpus)).machine
+        dry = prove_all(loaded, table, pretrained, here, member)
         limit = f"  the platform may stop a job after {TRACK2.stack_seconds:.0f} s; its GPU has 16 GB"
         names = [] if varied is None else list(varied.recipes)
         whole = "\n".join([f"{len(names)} runs, of which the first is proved:", *names, "", ""]) if names else ""
@@ -97,8 +101,7 @@ def train(
         train_grid(varied.grid, varied.base, varied.recipes, table, folder, **options)
         wrote(folder, next_command=f"midog compare {folder} --by scanner")
         return
-    train_recipe(loaded, table, folder, **options)
-    wrote(folder, next_command=f"midog blend {folder} -o blends/{folder.name}")
+    wrote(folder, next_command=_next_command(train_recipe(loaded, table, folder, **options)))
 
 
 def status(
@@ -150,6 +153,15 @@ def recipes_copy(
 def _swapped(recipe: str, patches: Path) -> None:
     if recipe.endswith(".csv") and not patches.suffix == ".csv":
         raise UsageError("the arguments are swapped", f"midog train {patches} {recipe}")
+
+
+def _next_command(run: Run) -> str:
+    """Blend the members that are trained on every fold; where none is, see what is left to do."""
+    whole = [name for name in run.members if all(run.done(name, k) for k in range(len(run.fold_names)))]
+    if not whole:
+        return f"midog status {run.path}"
+    words = [str(run.path)] if len(whole) == len(run.members) else [f"{run.path}:{name}" for name in whole]
+    return f"midog blend {' '.join(words)} -o blends/{run.path.name}"
 
 
 def _gpus(text: str | None) -> list[int] | None:

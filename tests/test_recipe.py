@@ -376,3 +376,16 @@ def test_a_recipe_may_be_given_as_what_its_file_holds(tmp_path):
     assert given.plain == read.plain and given.difference == read.difference and given.base == "smoke"
     with pytest.raises(UsageError, match="ech"):
         load_recipe({"ech": {}, "members": {"a": {"backbone": "test_vit"}}})
+
+
+@pytest.mark.parametrize(
+    "key", ["training.clip", "training.gamma", "training.weight_decay", "augment.fisheye.strength"]
+)
+@pytest.mark.parametrize("number", [".inf", ".nan"])
+def test_numbers_without_end_are_told_beside_everything_else(key: str, number: str) -> None:
+    value = f"[0, {number}]" if key.endswith("strength") else number
+    with pytest.raises(UsageError) as caught:
+        load_recipe("smoke", [f"each.{key}={value}", "each.training.epochs=many"])
+    told = [line for line in caught.value.details if "is not a finite number" in line]
+    assert [line.partition(": ")[0] for line in told] == [f"each.{key}"]
+    assert any(line.startswith("each.training.epochs") for line in caught.value.details)

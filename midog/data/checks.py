@@ -1,4 +1,4 @@
-"""Everything that can be wrong with patches, reported at once; and the joining of duplicates."""
+"""Everything that can be wrong with patches, reported at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from midog.data import folds
 from midog.data.counts import Count, class_words, count_by, count_table, fold_table
-from midog.data.patches import Patch, PatchTable, Problem, parse_votes
+from midog.data.duplicates import duplicates, join
+from midog.data.patches import PatchTable, Problem
 from midog.data.pixels import PATCH, Scan, scan_images
 from midog.errors import CheckFailed, DataError, LeakError, MidogError
 
-JOIN_FIX = "midog check DATA… --join-duplicates -o patches.csv"
 FAULTS = {
     "missing": ("{n} images are missing", "put them where the rows say, or delete these rows"),
     "unreadable": ("{n} images cannot be read", "copy or download these files again, or delete their rows"),
@@ -110,11 +110,11 @@ def check(table: PatchTable, cache: Path | None = None, join_duplicates: bool = 
     scan = scan_images(table, cache)
     findings = [*table.findings, *_faults(table, scan)]
     if join_duplicates:
-        table, kept, told = _join(table, scan)
+        table, kept, told = join(table, scan.hashes)
         scan = replace(scan, hashes=tuple(scan.hashes[i] for i in kept), padded=scan.padded[kept])
         findings += told
     else:
-        findings += _duplicates(table, scan)
+        findings += duplicates(table, scan.hashes)
     findings += _repeated_ids(table)
     findings += _overlaps(table, scan)
     findings += _split_cases(table)
@@ -136,112 +136,6 @@ def _faults(table: PatchTable, scan: Scan) -> list[Problem]:
         for kind in FAULTS
         if kind in lines
     ]
-
-
-def _groups(scan: Scan) -> list[list[int]]:
-    """Positions of patches with the same pixels, two or more, in the table's order."""
-    groups: dict[str, list[int]] = {}
-    for i, digest in enumerate(scan.hashes):
-        if digest:
-            groups.setdefault(digest, []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _duplicates(table: PatchTable, scan: Scan) -> list[Problem]:
-    """The same pixels under several names: which, in which data sets, whether under two cases or with two labels."""
-    groups = _groups(scan)
-    if not groups:
-        return []
-    found = [[table.patches[i] for i in group] for group in groups]
-    sets = Counter(" and ".join(sorted({_dataset(p) for p in group})) for group in found)
-    where = "; ".join(f"{n} in {names}" for names, n in sets.items())
-    across = sum(len({p.case for p in group}) > 1 for group in found)
-    text = f"{len(groups)} images appear under more than one name ({where})"
-    text += f", {across} of them under more than one case" if across else ""
-    lines = tuple(" = ".join(p.patch_id for p in group) for group in found)
-    problems = [Problem("leak", text, JOIN_FIX, lines)]
-    contrary = [group for group in groups if _contrary([table.patches[i] for i in group])]
-    if contrary:
-        text = f"{len(contrary)} images have contradictory labels: the same pixels, another label"
-        lines = tuple(" but ".join(_with_label(table, i) for i in group) for group in contrary)
-        fix = f"delete the wrong rows, or keep the first of each: {JOIN_FIX}"
-        problems.append(Problem("contradiction", text, fix, lines))
-    return problems
-
-
-def _contrary(patches: Sequence[Patch]) -> bool:
-    return len({patch.label for patch in patches} - {None}) > 1
-
-
-def _dataset(patch: Patch) -> str:
-    return patch.patch_id.split("/")[0] if "/" in patch.patch_id else "one table"
-
-
-def _with_label(table: PatchTable, index: int) -> str:
-    patch = table.patches[index]
-    word = {1: "atypical", 0: "normal"}.get(-1 if patch.label is None else patch.label, "unlabelled")
-    return f"{patch.patch_id} ({table.origin(index)}) {word}"
-
-
-def _join(table: PatchTable, scan: Scan) -> tuple[PatchTable, list[int], list[Problem]]:
-    """(joined table, positions kept, what to tell)."""
-    groups = _groups(scan)
-    if not groups:
-        return table, list(range(len(table))), []
-    patches = list(table.patches)
-    dropped: set[int] = set()
-    contrary: list[str] = []
-    torn: list[str] = []
-    for group in groups:
-        members = [table.patches[i] for i in group]
-        if _contrary(members):
-            contrary.append(" but ".join(_with_label(table, i) for i in group))
-        if len({p.split for p in members}) > 1:
-            torn.append(" = ".join(f"{p.patch_id} ({p.split})" for p in members))
-        names = dict.fromkeys(name for p in members for name in (p.patch_id, *p.aliases) if name != members[0].patch_id)
-        votes = _merge_votes([p.votes for p in members])
-        label = next((p.label for p in members if p.label is not None), None)
-        patches[group[0]] = replace(members[0], label=label, aliases=tuple(names), votes=votes)
-        dropped.update(group[1:])
-    same = _merged_cases([[table.patches[i].case for i in group] for group in groups])
-    kept = [i for i in range(len(table)) if i not in dropped]
-    whole = table.with_patches(replace(p, case=same.get(p.case, p.case)) for p in patches)
-    told = [Problem("join", f"{len(dropped)} rows joined to a row with the same pixels, as its aliases", fatal=False)]
-    if same:
-        lines = tuple(f"{one} is now part of {other}" for one, other in same.items())
-        told.append(Problem("join", f"{len(same)} cases share pixels with another case and join it", "", lines, False))
-    if contrary:
-        text = f"{len(contrary)} joined images had contradictory labels; the first row's is kept, all votes count"
-        told.append(Problem("contradiction", text, "", tuple(contrary), False))
-    if torn:
-        text = f"{len(torn)} images are in train under one name and in test under another"
-        told.append(Problem("leak", text, "delete the rows on one side", tuple(torn)))
-    return whole.subset(kept), kept, told
-
-
-def _merge_votes(votes: Sequence[str]) -> str:
-    """Votes of one image from several tables: equal ones are the same votes told twice, others are added."""
-    tallies = [tally for word in dict.fromkeys(votes) if (tally := parse_votes(word)) is not None]
-    if not tallies:
-        return ""
-    return f"{sum(tally[0] for tally in tallies)}/{sum(tally[1] for tally in tallies)}"
-
-
-def _merged_cases(groups: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Case → the case it joins, for cases that are linked by shared pixels, over any number of steps."""
-    head: dict[str, str] = {}
-
-    def top(case: str) -> str:
-        while case in head:
-            case = head[case]
-        return case
-
-    for cases in groups:
-        for case in cases[1:]:
-            one, other = top(cases[0]), top(case)
-            if one != other:
-                head[other] = one
-    return {case: top(case) for case in head}
 
 
 def _repeated_ids(table: PatchTable) -> list[Problem]:

@@ -1,29 +1,28 @@
 """Folds by case: made once for all recipes, extended, held out, and turned into what a member leaves out.
 
-Cases are spread by a greedy assignment of our own, largest case first, to the fold whose counts stay closest to its
-share, then by moves and swaps as long as they help; what is counted is the label within the domain, so that the rare
-figures of small domains are spread too. It is plain arithmetic on counts: the same seed gives the same folds with
-every version of every library, and the same few lines serve folds, hold-out and extension. `amibr` repeats published
-folds, and so uses the library that made them.
+How cases are spread is arithmetic of our own (`spread.py`). `amibr` repeats published folds, and so uses the library
+that made them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from midog import errors
 from midog.data.patches import Patch, PatchTable
+from midog.data.pixels import scan_images
+from midog.data.spread import spread
 from midog.errors import DataError, LeakError, UsageError
 
 LEAVE_OUT = ("scanner", "tumour", "domain", "laboratory", "species")
 """Columns whose values can be left out one at a time."""
-MAX_SWEEPS = 20
-Floats = npt.NDArray[np.float64]
+Place = tuple[str, int | None]
+"""Split and fold."""
 SPEC_FIX = "write grouped:FOLDS:SEED, like grouped:5:0, or amibr"
 
 
@@ -60,7 +59,7 @@ def make_folds(table: PatchTable, spec: str = "grouped:5:0") -> PatchTable:
     if not cases:
         return table
     _need_cases(table, cases, count)
-    place = _spread(table, cases, np.full(count, 1 / count), seed)
+    place = spread(table, cases, np.full(count, 1 / count), seed)
     return _with_folds(table, place)
 
 
@@ -84,31 +83,33 @@ def hold_out(table: PatchTable, share: float, seed: int = 0) -> PatchTable:
         )
     cases = _cases(table)
     _need_cases(table, cases, 2)
-    place = _spread(table, cases, np.array([1 - share, share]), seed)
+    place = spread(table, cases, np.array([1 - share, share]), seed)
     result = table.with_patches(replace(p, split="test", fold=None) if place[p.case] else p for p in table)
     for split in ("train", "test"):
         _need_classes(f"split {split}", [p.label for p in result if p.split == split])
     return result
 
 
-def extend(table: PatchTable, old: PatchTable) -> PatchTable:
+def extend(table: PatchTable, old: PatchTable, cache: Path | None = None) -> PatchTable:
     """Folds of `old` for its cases, and places for the new ones beside them.
 
-    Every case of `old` keeps its split and its fold. New cases keep their split (a published one); those in train go
-    where they balance best.
-    Raises: LeakError when a case of `old` is in two folds or splits; DataError when `old` has no folds.
+    Every case of `old` keeps its split and its fold, also where it has another name by now: a case is known by its
+    name, and by the ids, aliases and pixels of its patches. New cases keep their split (a published one); those in
+    train go where they balance best.
+
+    cache: folder of the pixel store. Images of `old` that are no longer there are known by their names alone.
+    Raises: LeakError when a case of `old` is in two folds or splits, or when a case of the table has patches from two
+    of these; DataError when `old` has no folds.
     """
     refuse_split_cases(old)
     names = sorted({patch.fold for patch in old if patch.fold is not None})
     if len(names) < 2:
         raise DataError("the old table has no folds to keep", "make them with: midog check … --folds grouped:5:0")
-    known = {patch.case: (patch.split, patch.fold) for patch in old}
+    known = _inherited(table, old, cache)
     position = {fold: i for i, fold in enumerate(names)}
-    fixed = {case: position[fold] for case, (split, fold) in known.items() if split == "train" and fold is not None}
-    present = {patch.case for patch in table}
-    kept = {case: place for case, place in fixed.items() if case in present}
+    kept = {case: position[fold] for case, (_, fold) in known.items() if fold is not None}
     new = _cases(table, lambda patch: known.get(patch.case, (patch.split, None)) == ("train", None))
-    place = {case: names[i] for case, i in _spread(table, new, np.full(len(names), 1 / len(names)), 0, kept).items()}
+    place = {case: names[i] for case, i in spread(table, new, np.full(len(names), 1 / len(names)), 0, kept).items()}
 
     def placed(patch: Patch) -> Patch:
         split, fold = known.get(patch.case, (patch.split, None))
@@ -117,6 +118,48 @@ def extend(table: PatchTable, old: PatchTable) -> PatchTable:
     result = table.with_patches(placed(patch) for patch in table)
     refuse_split_cases(result)
     return result
+
+
+def _inherited(table: PatchTable, old: PatchTable, cache: Path | None) -> dict[str, Place]:
+    """Case of the table → its place in `old`, for those that `old` knows under this name or another.
+
+    Raises: LeakError for a case that `old` has in two places.
+    """
+    place_of: dict[str, Place] = {p.case: (p.split, p.fold if p.split == "train" else None) for p in old}
+    holding: dict[tuple[str, str], set[str]] = {}
+    for patch, digest in zip(old, scan_images(old, cache).hashes, strict=True):
+        for key in _signs(patch, digest):
+            holding.setdefault(key, set()).add(patch.case)
+    was: dict[str, set[str]] = {case: {case} for case in table.column("case") if case in place_of}
+    for patch, digest in zip(table, scan_images(table, cache).hashes, strict=True):
+        for key in _signs(patch, digest) & holding.keys():
+            was.setdefault(patch.case, set()).update(holding[key])
+    found: dict[str, Place] = {}
+    torn: list[str] = []
+    for case, cases in was.items():
+        # A train case without a fold has no place yet: it goes where the others are.
+        places = {place_of[name] for name in cases} - {("train", None)} or {("train", None)}
+        found[case] = next(iter(places))
+        if len(places) > 1:
+            told = sorted(f"{_where(*place_of[name])} as {name}" for name in cases)
+            torn.append(f"case {case or '(empty)'}: {', '.join(told)}")
+    if torn:
+        raise LeakError(
+            f"{len(torn)} cases have patches that the old table has in more than one fold or split",
+            "delete the rows that link them, or make all folds anew: "
+            "midog check DATA… --join-duplicates --folds grouped:5:0 -o patches.csv",
+            torn,
+        )
+    return found
+
+
+def _signs(patch: Patch, digest: str) -> set[tuple[str, str]]:
+    """What a patch is known by in another table: its names, and its pixels where they can be read."""
+    return {("name", name) for name in (patch.patch_id, *patch.aliases)} | ({("pixels", digest)} if digest else set())
+
+
+def _where(split: str, fold: int | None) -> str:
+    return "test" if split == "test" else "train" if fold is None else f"fold {fold}"
 
 
 def assign(table: PatchTable, column: str) -> Assignment:
@@ -163,8 +206,7 @@ def split_cases(table: PatchTable) -> tuple[str, ...]:
     """A line for each case that is in two folds, or in train and test."""
     places: dict[str, set[str]] = {}
     for patch in table:
-        where = "test" if patch.split == "test" else "train" if patch.fold is None else f"fold {patch.fold}"
-        places.setdefault(patch.case, set()).add(where)
+        places.setdefault(patch.case, set()).add(_where(patch.split, patch.fold))
     return tuple(f"case {case or '(empty)'}: {', '.join(sorted(w))}" for case, w in places.items() if len(w) > 1)
 
 
@@ -219,77 +261,6 @@ def _cases(table: PatchTable, wanted: Callable[[Patch], bool] = lambda patch: Tr
     if "" in cases:
         raise DataError("patches without a case", "fill in the column case: slide or patient")
     return cases
-
-
-def _spread(
-    table: PatchTable, cases: Sequence[str], shares: Floats, seed: int, kept: dict[str, int] | None = None
-) -> dict[str, int]:
-    """Place of each case: largest first, to where all counts come closest to `shares`; then moves and swaps that help.
-
-    What is kept level: label within domain, label, patches, cases, each relative to its total, so that the few
-    atypical figures of a small domain weigh as much as the many normal ones of a large one.
-    """
-    kept = kept or {}
-    counts, weights = _cell_counts(table, [*cases, *kept])
-    relative = np.sqrt(weights) * counts / counts.sum(axis=0)
-    aim = np.sqrt(weights) * shares[:, None]
-    order = np.random.default_rng(seed).permutation(len(cases))
-    order = order[np.argsort(-counts[order, -2], kind="stable")]
-    level = np.zeros_like(aim)
-    for row, place in enumerate(kept.values(), len(cases)):
-        level[place] += relative[row]
-    places = np.zeros(len(cases), dtype=int)
-    for row in order:
-        cost = (relative[row] * (2 * (level - aim) + relative[row])).sum(axis=1) / shares
-        places[row] = np.argmin(cost.round(12))  # rounded: a tie is a tie on every machine
-        level[places[row]] += relative[row]
-    _improve(relative[: len(cases)], level, aim, shares, places, order)
-    return {case: int(place) for case, place in zip(cases, places, strict=True)}
-
-
-def _improve(
-    relative: Floats, level: Floats, aim: Floats, shares: Floats, places: npt.NDArray[Any], order: Any
-) -> None:
-    """Move a case, or swap two, as long as that brings the counts closer to their aim. Changes `places` and `level`."""
-    count = len(shares)
-    for _ in range(MAX_SWEEPS):
-        changed = False
-        for row in order:
-            home = places[row]
-            # One candidate a place (the case moves there alone), then one a case (the two change places).
-            change = np.vstack([np.zeros((count, relative.shape[1])), relative]) - relative[row]
-            to = np.concatenate([np.arange(count), places])
-            gain = (change * (2 * (level[home] - aim[home]) + change)).sum(axis=1) / shares[home]
-            gain += (-change * (2 * (level[to] - aim[to]) - change)).sum(axis=1) / shares[to]
-            best = int(np.argmin(np.where(to == home, 0.0, gain).round(12)))
-            if to[best] == home or gain[best] > -1e-9:
-                continue
-            changed = True
-            level[home] += change[best]
-            level[to[best]] -= change[best]
-            places[row] = to[best]
-            if best >= count:
-                places[best - count] = home
-        if not changed:
-            return
-
-
-def _cell_counts(table: PatchTable, cases: Sequence[str]) -> tuple[Floats, Floats]:
-    """(cases, cells) counts and (cells,) weights; the last two cells are patches and cases. No cell is empty.
-
-    A label, and the number of patches, weigh as much as the same label in all domains together.
-    """
-    row = {case: i for i, case in enumerate(cases)}
-    members = [(row[patch.case], patch.domain, str(patch.label)) for patch in table if patch.case in row]
-    within = sorted({(domain, label) for _, domain, label in members})
-    overall = sorted({label for _, label in within})
-    column: dict[object, int] = {cell: i for i, cell in enumerate([*within, *overall])}
-    counts = np.zeros((len(cases), len(column) + 2))
-    for case, domain, label in members:
-        counts[case, [column[domain, label], column[label], len(column)]] += 1
-    counts[:, -1] = 1
-    heavy = len(within) / len(overall) if overall else 1.0
-    return counts, np.array([1.0] * len(within) + [heavy] * len(overall) + [heavy, 1.0])
 
 
 def _with_folds(table: PatchTable, place: dict[str, int]) -> PatchTable:

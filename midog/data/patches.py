@@ -24,6 +24,7 @@ LABEL_WORDS = {
 CORE = ("patch_id", "path", "label", "case", "domain", "split", "fold")
 KNOWN = ("tumour", "scanner", "laboratory", "species", "votes", "aliases")
 SPLITS = ("train", "test")
+HASHED = ("patch_id", "label", "case", "domain", "votes", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,10 @@ class PatchTable:
 
     @property
     def data_hash(self) -> str:
-        """sha256 over what training depends on besides pixels: ids, labels, cases, domains, votes, split."""
-        names = ("patch_id", "label", "case", "domain", "votes", "split")
-        return files.sha256_json([[cell_text(patch, name) for name in names] for patch in self.patches])
+        """sha256 over what every member's training may depend on besides pixels and folds: the columns `HASHED`.
+
+        What some members use beside them (scanner, tumour, laboratory) is hashed with each of their folds."""
+        return files.sha256_json([[cell_text(patch, name) for name in HASHED] for patch in self.patches])
 
     @property
     def folds_hash(self) -> str:

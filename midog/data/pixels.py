@@ -14,7 +14,7 @@ import numpy.typing as npt
 from midog.data import store
 from midog.data.images import PATCH, Bytes, read_image, to_rgb
 from midog.data.patches import PatchTable
-from midog.errors import DataError
+from midog.errors import DataError, MidogError, UsageError
 
 __all__ = ["PATCH", "Fault", "Pixels", "Scan", "default_cache", "open_pixels", "read_image", "scan_images", "to_rgb"]
 
@@ -91,7 +91,7 @@ def default_cache() -> Path:
 def scan_images(table: PatchTable, cache: Path | None = None) -> Scan:
     """Look at every image once: decode what the store lacks, collect every fault.
 
-    Raises: MidogError when the store cannot be written; images never raise.
+    Raises: MidogError when the store cannot be written, UsageError while another process writes it; images never raise.
     """
     folder = (cache or default_cache()) / "pixels"
     names = [os.path.normpath(name) for name in _absolute(table)]
@@ -105,7 +105,9 @@ def scan_images(table: PatchTable, cache: Path | None = None) -> Scan:
                 index = store.read_index(folder)  # another process may have decoded them meanwhile
                 todo = {name: stat for name, stat in found.items() if not index.knows(name, stat)}
                 bad = store.decode_into(folder, index, todo)
-        except OSError as error:
+        except UsageError:
+            raise  # another process decodes, and nothing is wrong with the folder
+        except (OSError, MidogError) as error:
             raise store.unwritable(folder, error) from error
     return _collect(folder, index, names, stats, bad)
 

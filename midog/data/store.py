@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 
 from midog import files, progress
 from midog.data.images import PATCH, Bytes, Unusable, decode_patch, is_padded
-from midog.errors import DataError, MidogError, UsageError
+from midog.errors import DataError, MidogError
 
 RECORD = PATCH * PATCH * 3
 CHUNK = 512
@@ -132,22 +131,13 @@ def _visit(
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the store for writing; wait for another process that does, because it may be decoding the same images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(files.lock(folder / "lock", f"another process is decoding into {folder}"))
-                break
-            except UsageError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+    with files.lock(folder / "lock", f"another process is decoding into {folder}", PATIENCE_SECONDS):
         yield
 
 
-def unwritable(folder: Path, error: OSError) -> MidogError:
-    problem = files.write_problem(folder, error)
+def unwritable(folder: Path, error: OSError | MidogError) -> MidogError:
+    """The problem, and beside its own fix the way out that only the store has."""
+    problem = error if isinstance(error, MidogError) else files.write_problem(folder, error)
     return MidogError(problem.problem, f"{problem.fix}; another folder for decoded patches: MIDOG_CACHE=FOLDER")
 
 

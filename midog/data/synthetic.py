@@ -21,6 +21,7 @@ BACKGROUND = np.array([226.0, 190.0, 212.0])
 CHROMATIN = np.array([62.0, 38.0, 98.0])
 CYTOPLASM = np.array([205.0, 158.0, 196.0])
 ATYPICAL_SHARE = 0.3
+"""Of the figures whose class is drawn."""
 
 Plane = npt.NDArray[np.float64]
 
@@ -31,8 +32,9 @@ def draw(folder: Path | str, cases: int = 24, per_case: int = 8, seed: int = 0) 
     Files: `<folder>/patches/<case>_<i>.png`, (128, 128, 3) uint8 RGB, and `<folder>/synthetic.csv` with path, label,
     case, tumour, scanner, laboratory, species. Normal: one plate, or two parallel ones. Atypical: a ring, three
     plates at angles, or two plates of unequal size that are not parallel. Each case has its own stain and one scanner.
-    Three in ten figures are atypical, and every case with two or more patches has both classes. The same arguments
-    give the same bytes.
+    The first two figures of each case are one of each class, of the others three in ten are atypical: about 0.35 of all
+    for 8 a case, half for 2. A case of one figure is atypical three times in ten. The same arguments give the same
+    bytes.
     """
     from PIL import Image
 

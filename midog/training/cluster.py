@@ -8,17 +8,14 @@ command later.
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from midog.errors import MidogError, UsageError, unknown
+from midog.errors import MidogError, UsageError
 from midog.files import lock, write_json
 from midog.status import epochs_logged, holder, job_name, jobs_file, list_queue, submitted_jobs
 from midog.training.jobs import (
@@ -41,95 +38,12 @@ from midog.training.jobs import (
     settle,
     start,
 )
+from midog.training.slurm_settings import Slurm
 
 REQUEUES = 100
 """Time limits that one fold may meet. Each must bring it an epoch further, or the job ends there."""
 SLOWEST_POLL = 30.0
 """Seconds between two questions to the cluster, at most: many users ask it."""
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """What a fold's job asks the cluster for.
-
-    Attributes:
-        time: minutes after which a job is stopped, requeued and continued.
-        partition: of the cluster; empty is its default one. So are account, qos and constraint.
-        cpus: processors, and torch's threads.
-        gpus: 1, or 0 to train on the processor. A fold trains on one GPU.
-        mem: memory, such as "32G"; empty is the partition's default.
-    """
-
-    time: int
-    partition: str = ""
-    cpus: int = 4
-    gpus: int = 1
-    mem: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-
-
-def parse_slurm(text: str) -> Slurm:
-    """ "partition=gpu,time=8:00:00,mem=32G" as settings.
-
-    Raises: UsageError where there is no SLURM, for a key that does not exist, naming the nearest, or for a value that
-        cannot be read.
-    """
-    if shutil.which("sbatch") is None:
-        raise UsageError(
-            "--slurm: there is no sbatch on this machine",
-            "type the command on a login node of the cluster, or leave --slurm out to train on this machine",
-        )
-    known = tuple(field.name for field in fields(Slurm))
-    words: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = part.partition("=")
-        if not equals or not value:
-            raise UsageError(f"--slurm {part}: KEY=VALUE is expected", "--slurm partition=gpu,time=8:00:00")
-        if key not in known:
-            raise unknown("key of --slurm", key, known)
-        words[key] = value
-    if "time" not in words:
-        raise UsageError(
-            "--slurm says no time limit",
-            "add time=8:00:00 (hours:minutes:seconds): a fold that needs longer is requeued and goes on",
-        )
-    gpus = _whole("gpus", words.get("gpus", "1"))
-    if gpus > 1:
-        raise UsageError(f"--slurm gpus={gpus}: a fold trains on one GPU", "gpus=1; folds run side by side")
-    return Slurm(
-        time=_minutes(words["time"]),
-        cpus=max(1, _whole("cpus", words.get("cpus", "4"))),
-        gpus=gpus,
-        mem=_memory(words["mem"]) if "mem" in words else "",
-        **{key: words.get(key, "") for key in ("partition", "account", "qos", "constraint")},
-    )
-
-
-def _whole(key: str, value: str) -> int:
-    if not value.isdigit():
-        raise UsageError(f"--slurm {key}={value} is no whole number", f"{key}=1")
-    return int(value)
-
-
-def _minutes(value: str) -> int:
-    """ "90", "1:30:00" or "2-12:00:00" in whole minutes, rounded up."""
-    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d))|(\d+)", value)
-    if found is None:
-        fix = "minutes (90), hours:minutes:seconds (1:30:00) or days-hours:minutes:seconds (2-12:00:00)"
-        raise UsageError(f"--slurm time={value} is no time limit", fix)
-    days, hours, minutes, seconds, plain = (int(group or 0) for group in found.groups())
-    whole = plain + days * 1440 + hours * 60 + minutes + math.ceil(seconds / 60)
-    if not whole:
-        raise UsageError(f"--slurm time={value}", "at least one minute")
-    return whole
-
-
-def _memory(value: str) -> str:
-    if not re.fullmatch(r"\d+[MGT]", value):
-        raise UsageError(f"--slurm mem={value} is no amount of memory", "mem=32G, or M or T")
-    return value
 
 
 class FoldJob(Checkpointable):
@@ -165,43 +79,73 @@ class FoldJob(Checkpointable):
         return DelayedSubmission(FoldJob(self.job, self.command, self.env, self.limit))
 
 
-def train_on_cluster(jobs: Sequence[Job], run: Path, slurm: Slurm, options: Sequence[str], tally: Tally) -> None:
-    """Submit the folds that are not in the queue yet, and wait for all of them.
+@dataclass
+class Share:
+    """A run's folds on the cluster. `tally` counts how they end, `waiting` says which SLURM job has which fold,
+    `attempts` how often each was submitted, `gone` of which the cluster knew nothing at the last look."""
+
+    run: Path
+    jobs: Sequence[Job]
+    tally: Tally
+    waiting: dict[Job, str] = field(default_factory=dict)
+    attempts: Counter[Job] = field(default_factory=Counter)
+    gone: set[Job] = field(default_factory=set)
+
+    def submit(self, jobs: Sequence[Job], slurm: Slurm, options: Sequence[str]) -> None:
+        """Raises: UsageError when SLURM refuses the jobs, MidogError when it does not answer."""
+        new = _assign(jobs, self.run, slurm, options, self.tally)
+        self.waiting |= new
+        self.attempts.update(list(new))
+
+    def look(self, listed: Mapping[str, Any], slurm: Slurm, options: Sequence[str]) -> bool:
+        """Count what has ended and submit again what ended without a result; whether anything has."""
+        before, self.gone = self.gone, {job for job in self.waiting if _ended(job, self.waiting[job], listed)}
+        # Twice: what a node has written may take a moment to be seen here.
+        ended = [job for job in self.waiting if job.done or job in self.gone & before]
+        again = [job for job in ended if not settle(job, self.tally)]
+        for job in ended:
+            del self.waiting[job]
+        for job in [job for job in again if self.attempts[job] >= ATTEMPTS]:
+            again.remove(job)
+            give_up(job, self.tally, self.attempts[job], "as a job of SLURM")
+        if again:
+            self.tally.report(f"{', '.join(map(str, again))}: ended without a result, submitted again")
+            self.submit(again, slurm, options)
+        return bool(ended)
+
+    def leave(self) -> None:
+        """Say what goes on without this process."""
+        names = " ".join(sorted({job.partition("_")[0] for job in self.waiting.values()}))
+        self.tally.report(
+            f"{len(self.waiting)} folds are left to the cluster; `midog status {self.run}` shows them, the same "
+            f"command waits for them again, `scancel {names}` ends them"
+        )
+
+
+def train_on_cluster(shares: Sequence[Share], slurm: Slurm, options: Sequence[str]) -> None:
+    """Submit the folds of all runs that are not in the queue yet, then wait for all of them.
 
     The jobs do not need this process: when it ends, they go on, and the same command waits for them again.
 
-    Raises: UsageError when SLURM refuses the jobs.
+    Raises: UsageError when SLURM refuses the jobs, MidogError when it does not answer at first.
     """
-    waiting = _assign(jobs, run, slurm, options, tally)
-    attempts, gone, changed = Counter(list(waiting)), set[Job](), time.monotonic()
+    changed = time.monotonic()
     try:
-        with epochs_bar(jobs) as show:
-            while waiting:
-                time.sleep(min(SLOWEST_POLL, 1 + (time.monotonic() - changed) / 10))
-                listed = list_queue(run)
-                show(_counted(waiting, listed))
-                if listed is None:
-                    continue  # a controller that restarts: its jobs go on meanwhile
-                before, gone = gone, {job for job in waiting if _ended(job, waiting[job], listed)}
-                # Twice: what a node has written may take a moment to be seen here.
-                ended = [job for job in waiting if job.done or job in gone & before]
-                again = [job for job in ended if not settle(job, tally)]
-                for job in ended:
-                    del waiting[job]
-                    changed = time.monotonic()
-                for job in [job for job in again if attempts[job] >= ATTEMPTS]:
-                    again.remove(job)
-                    give_up(job, tally, attempts[job], "as a job of SLURM")
-                if again:
-                    tally.report(f"{', '.join(map(str, again))}: ended without a result, submitted again")
-                    waiting |= _assign(again, run, slurm, options, tally)
-                    attempts.update(again)
+        for share in shares:
+            share.submit(share.jobs, slurm, options)
+        with epochs_bar([job for share in shares for job in share.jobs]) as show:
+            while busy := [share for share in shares if share.waiting]:
+                # A question for each run: about one a second at most.
+                time.sleep(min(SLOWEST_POLL, len(busy) + (time.monotonic() - changed) / 10))
+                lists = [(share, list_queue(share.run)) for share in busy]
+                show(_counted(lists))
+                for share, listed in lists:
+                    # None: a controller that restarts; its jobs go on meanwhile.
+                    if listed is not None and share.look(listed, slurm, options):
+                        changed = time.monotonic()
     except KeyboardInterrupt:
-        names = " ".join(sorted({job.partition("_")[0] for job in waiting.values()}))
-        tally.report(
-            f"{len(waiting)} folds are left to the cluster; `midog status {run}` shows them, the same command waits "
-            f"for them again, `scancel {names}` ends them"
-        )
+        for share in [share for share in shares if share.waiting]:
+            share.leave()
         raise
 
 
@@ -210,10 +154,11 @@ def _ended(job: Job, number: str, listed: Mapping[str, Any]) -> bool:
     return number not in listed and not holder(job.folder)
 
 
-def _counted(waiting: Mapping[Job, str], listed: Mapping[str, tuple[str, str]] | None) -> str:
-    if listed is None:
+def _counted(lists: Sequence[tuple[Share, Mapping[str, tuple[str, str]] | None]]) -> str:
+    if any(listed is None for _, listed in lists):
         return "SLURM does not answer"
-    states = [listed[number][0] for number in waiting.values() if number in listed]
+    found = [(listed or {}).get(number) for share, listed in lists for number in share.waiting.values()]
+    states = [state for state, _ in filter(None, found)]
     return f"{len(states) - states.count('PENDING')} running, {states.count('PENDING')} queued"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from midog.errors import UsageError
 from midog.files import lock, write_text
-from midog.status import LOG, holder, read_log
+from midog.status import CHECKPOINTS, LOG, holder, read_log
 
 PATIENCE = 0.5
 """Seconds to wait for a lock: `midog status` holds it for an instant when it looks."""
@@ -28,22 +27,18 @@ def hold(folder: Path) -> Iterator[None]:
     """Own the fold folder for the block, and say in its lock file who does; the kernel lets go if the process dies.
 
     Machines that share the folder must share its locks too: NFS does, unless it is mounted with `nolock` or
-    `local_lock`, Lustre when mounted with `flock`. Where they do not, what remains is that a fold is never submitted
-    twice to a cluster; two processes on one fold would write the same bytes twice.
+    `local_lock`; Lustre does when mounted with `flock`, and with `localflock` it does not. Where each machine keeps its
+    own, what remains is that a fold is never submitted twice to a cluster; two processes on one fold would write the
+    same bytes twice. Where there are no locks at all, nothing is trained.
 
-    Raises: Busy when another process trains there, naming it.
+    Raises: Busy when another process trains there, naming it; MidogError where the folder cannot be written or its file
+        system keeps no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                stack.enter_context(lock(folder / ".lock", f"another process is training {folder}"))
-                break
-            except UsageError as error:
-                if time.monotonic() > deadline:
-                    raise Busy(f"{holder(folder) or 'another process'} is training {folder}", error.fix) from None
-            time.sleep(PATIENCE / 10)
+        try:
+            stack.enter_context(lock(folder / ".lock", f"another process is training {folder}", PATIENCE))
+        except UsageError as error:
+            raise Busy(f"{holder(folder) or 'another process'} is training {folder}", error.fix) from None
         with suppress(OSError):  # a full disk: the lock holds without its name
             # Written in place: a file moved here would be another file, with another lock.
             (folder / ".lock").write_text(json.dumps(_me()), encoding="utf-8")
@@ -77,3 +72,12 @@ def sweep(folder: Path) -> None:
     for pattern in (".*.tmp", ".tmp*"):  # ours, and those of safetensors
         for leftover in folder.glob(pattern):
             leftover.unlink(missing_ok=True)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove from a fold that is done what its process could not: it was killed between done.json and this."""
+    left = [folder / name for name in CHECKPOINTS if (folder / name).is_file()]
+    if left and not holder(folder):
+        for path in left:
+            with suppress(OSError):  # somebody else's run, which may only be read, is as good as it is
+                path.unlink(missing_ok=True)

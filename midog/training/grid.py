@@ -11,11 +11,13 @@ from typing import Any
 from midog import errors
 from midog.data.patches import PatchTable
 from midog.errors import MidogError, UsageError
+from midog.files import lock
 from midog.grid import Grid, extend_grid, read_grid, write_grid
 from midog.run import Run, open_run
 from midog.training.identity import differences
 from midog.training.jobs import Report
 from midog.training.launch import Plan, carry_out, find_place, plan_run, silent
+from midog.training.prepare import PATIENCE
 from midog.training.source import Recipe
 
 
@@ -80,17 +82,18 @@ def begin_grid(grid: Grid, base: Recipe, table: PatchTable, folder: Path) -> Gri
         "folds_sha256": table.folds_hash,
     }
     grid = replace(grid, common=common)
-    old = read_grid(folder)
-    if old is not None:
-        lines = differences(old.common, common)
-        if lines:
-            raise UsageError(
-                f"the runs in {folder} come from something else than what is asked for now; nothing was changed",
-                "train into another folder (-o): runs of one grid differ in what varies, and in nothing else",
-                lines,
-            )
-        grid = extend_grid(old, grid)
-    write_grid(folder, grid)
+    with lock(folder / ".lock", f"another process is preparing {folder}", PATIENCE):
+        old = read_grid(folder)
+        if old is not None:
+            lines = differences(old.common, common)
+            if lines:
+                raise UsageError(
+                    f"the runs in {folder} come from something else than what is asked for now; nothing was changed",
+                    "train into another folder (-o): runs of one grid differ in what varies, and in nothing else",
+                    lines,
+                )
+            grid = extend_grid(old, grid)
+        write_grid(folder, grid)
     return grid
 
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midog.data.folds import Assignment
-from midog.data.patches import PatchTable
-from midog.errors import UsageError
+from midog.data.patches import HASHED, PatchTable
+from midog.errors import UsageError, WeightsError
 from midog.files import read_json, sha256_bytes, sha256_file, sha256_json
 from midog.models.backbones import find_backbone
+from midog.models.harmonise import CombatFeatures
 from midog.models.weights import find_weights
 from midog.settings import flatten, plain
 from midog.status import CHECKPOINTS
+from midog.training.auxiliary_settings import DomainAdversarial, ScannerContrast
 from midog.training.checkpoint import read_header
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ BACKBONE_KEYS = ("timm", "timm_kwargs", "input_size", "mean", "std", "interpolat
 """What of a backbone's record decides a fold model; its licence or address may be corrected at any time."""
 BEFORE = {"member.training.optimizer": "adamw"}
 """Settings that were no settings yet when earlier releases wrote identities."""
+NOT_KEPT = ("columns_sha256",)
+"""What earlier releases did not keep: of a fold that they made, it cannot be said whether it was the same."""
 ABSENT = object()
 ON = "on"
 
@@ -64,6 +68,7 @@ def fold_identity(
                 [[i, int(f)] for i, f in zip(table.ids, assignment.index, strict=True) if f >= 0]
             ),
             "data_sha256": rows.data_hash,
+            "columns_sha256": columns_identity(member, rows),
             "pixels_sha256": sha256_json([digest for digest, use in zip(hashes, used, strict=True) if use]),
             "pretrained": pretrained_identity(member, pretrained),
             "targets_sha256": targets_identity(member),
@@ -112,6 +117,22 @@ def targets_identity(member: Member) -> str:
     return sha256_json([sha256_bytes(np.ascontiguousarray(t.block).tobytes()) for t in shared_targets(fourier)])
 
 
+def columns_identity(member: Member, rows: PatchTable) -> str:
+    """sha256 over the columns that this member's training uses and `data_sha256` does not cover; empty where none."""
+    columns = set()
+    fourier, auxiliary = member.augment.fourier, member.auxiliary
+    if fourier is not None and fourier.p and fourier.targets == "scanner":
+        columns.add("scanner")
+    if isinstance(member.harmonise, CombatFeatures):
+        columns.add("scanner")
+    if isinstance(auxiliary, ScannerContrast) and auxiliary.mode != "paired":
+        columns.add("scanner")
+    if isinstance(auxiliary, DomainAdversarial):
+        columns.add(auxiliary.confounder)
+    columns -= set(HASHED)
+    return sha256_json({name: rows.column(name).tolist() for name in sorted(columns)}) if columns else ""
+
+
 def pairs_identity(member: Member) -> str:
     """sha256 over specimens, scanners, names and sizes of external pairs; empty without."""
     from midog.data.pairs import read_pairs
@@ -124,17 +145,25 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
 
     Raises: DataError or WeightsError when the file that holds it is damaged.
     """
-    if (folder / "done.json").is_file():
-        return dict(read_json(folder / "done.json")["identity"])
     file = next((folder / name for name in CHECKPOINTS if (folder / name).is_file()), None)
-    return read_header(file).identity if file is not None else None
+    # In this order: who finishes meanwhile writes done.json first, and then removes the checkpoints.
+    if not (folder / "done.json").is_file():
+        if file is None:
+            return None
+        try:
+            return read_header(file).identity
+        except WeightsError:
+            if not (folder / "done.json").is_file():
+                raise
+    return dict(read_json(folder / "done.json")["identity"])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines such as "member.training.lr: 0.0001 made it, 5e-05 is asked for".
 
     A key that the old identity lacks and that is off in the new one is no difference: a later release knows more
-    settings, and what is off did not exist then either. `BEFORE` says what was meant where it was not off.
+    settings, and what is off did not exist then either. `BEFORE` says what was meant where it was not off, and of
+    `NOT_KEPT` nothing is known.
     """
     after = flatten(plain(new))
     before = {key: value for key, value in BEFORE.items() if key in after} | flatten(plain(old))
@@ -143,6 +172,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         was, asked = _value(key, before), _value(key, after)
         # A mapping that was switched on or off shows once, at its own key.
         if was == asked or _inside(key, before if was is ABSENT else after if asked is ABSENT else {}):
+            continue
+        if was is ABSENT and key in NOT_KEPT:
             continue
         if was is ABSENT and (asked is None or asked is False or asked in (0, "", "none", "off")):
             continue

@@ -15,7 +15,7 @@ from midog.errors import UsageError, unknown
 from midog.run import Run, fold_folder, open_run
 from midog.status import holder
 from midog.training.fold import train_fold
-from midog.training.folder import Busy
+from midog.training.folder import Busy, drop_checkpoints
 from midog.training.jobs import (
     Job,
     Report,
@@ -34,7 +34,7 @@ from midog.training.source import Recipe, Source, gather
 from midog.training.teacher import teacher_folder, teachers_first
 
 if TYPE_CHECKING:
-    from midog.training.cluster import Slurm
+    from midog.training.slurm_settings import Slurm
 
 
 def silent(message: str) -> None:
@@ -43,7 +43,8 @@ def silent(message: str) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where training happens: GPUs (one process for each that is named), a cluster, or this process."""
+    """Where training happens: GPUs (one process for each that is named), a cluster, or this process, whose device the
+    machine says: the first GPU where some are named."""
 
     machine: Machine
     gpus: tuple[int, ...]
@@ -93,7 +94,7 @@ def train_recipe(
 
     Args:
         recipe: a loaded recipe.
-        table: patch table with folds; its `test` rows are never touched.
+        table: patch table with folds; its `test` rows are never trained on.
         run: folder to make or to continue.
         members: names of members to train now; None is all of them.
         folds: names (or numbers) of folds to train now; None is all of them.
@@ -126,7 +127,7 @@ def find_place(
             its threads and precision; one that names a device is trained with in this process.
         gpus: which of the visible GPUs to use, one fold at a time on each; None is all of them. A GPU that is named
             several times trains as many folds at once: a small network leaves most of it idle.
-        slurm: what each fold asks the cluster for, as "partition=gpu,time=8:00:00" (`cluster.parse_slurm`).
+        slurm: what each fold asks the cluster for, as "partition=gpu,time=8:00:00" (`slurm_settings.parse_slurm`).
 
     Raises: UsageError for GPUs or a cluster that are not there.
     """
@@ -134,7 +135,7 @@ def find_place(
     machine = machine or Machine()
     machine = replace(machine, threads=threads) if threads is not None else machine
     chosen = choose_gpus(gpus) if machine.device == "auto" and not slurm else ()
-    if len(chosen) == 1 and gpus is not None:
+    if chosen and gpus is not None:  # a single fold trains in this process, and on no GPU but these
         machine = replace(machine, device=f"cuda:{chosen[0]}")
     cluster = _cluster(slurm, gpus)
     if machine.threads is None and (cluster is not None or len(chosen) > 1):
@@ -162,6 +163,7 @@ def plan_run(
     check_tuning(recipe.members[name] for name in dict.fromkeys(job.member for job in wanted))
     prepare_run(recipe, table, source, run, place.pretrained, {job.member for job in wanted}, place.said)
     for job in [job for job in wanted if job.done]:
+        drop_checkpoints(job.folder)
         report(f"{job}: done already")
     missing = tuple(job for job in wanted if not job.done)
     return Plan(recipe, source, missing, Tally(run, len(wanted), report))
@@ -173,14 +175,13 @@ def carry_out(plans: Sequence[Plan], place: Place) -> None:
     plan_of = {job: plan for plan in plans for job in plan.missing}
     options = machine_options(place.machine, place.pretrained)
     if place.cluster is not None:
-        from midog.training.cluster import train_on_cluster
+        from midog.training.cluster import Share, train_on_cluster
 
         waiting = list(plan_of)
         while able := ready(waiting):
-            for plan in plans:
-                own = [job for job in able if plan_of[job] is plan]
-                if own:
-                    train_on_cluster(own, plan.run, place.cluster, options, plan.tally)
+            own = [(plan, [job for job in able if plan_of[job] is plan]) for plan in plans]
+            shares = [Share(plan.run, jobs, plan.tally) for plan, jobs in own if jobs]
+            train_on_cluster(shares, place.cluster, options)
             waiting = [job for job in waiting if job not in able]
     elif len(place.gpus) > 1 and len(plan_of) > 1:
         train_in_slots(
@@ -202,7 +203,7 @@ def _job(member: Member, k: int, fold: str, run: Path) -> Job:
 def _cluster(slurm: str, gpus: Sequence[int] | None) -> Slurm | None:
     if not slurm:
         return None
-    from midog.training.cluster import parse_slurm
+    from midog.training.slurm_settings import parse_slurm
 
     if gpus is not None:
         raise UsageError("--gpus and --slurm: the one is this machine, the other a cluster", "leave one of them out")

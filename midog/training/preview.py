@@ -23,7 +23,10 @@ GAP = 4
 def contact_sheet(
     member: Member, table: PatchTable, assignment: Assignment, images: Images, patches: int = PATCHES
 ) -> NDArray[np.uint8]:
-    """One row per patch: the patch as it is, then as the first epochs would see it.
+    """One row per patch: the patch as it is, then as an epoch may see it, one version for each of the first epochs.
+
+    The policy and the seed are those of fold 0; what training draws is another sample of the same, since it seeds each
+    patch by its place in the epoch's drawn order.
 
     Half of the patches are atypical (the upper rows). The crop of `image` is drawn as a frame on the untouched patch:
     the network sees no more than that.

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from midog.data.duplicates import refuse_duplicates
 from midog.data.folds import Assignment, assign
 from midog.data.patches import PatchTable
-from midog.data.pixels import Pixels, open_pixels
+from midog.data.pixels import Pixels, open_pixels, scan_images
 from midog.training.member import Member
 
 
@@ -40,8 +41,19 @@ class Source:
 
 
 def gather(recipe: Recipe, table: PatchTable) -> Source:
-    """Folds and pixels of the training patches. Raises: DataError, LeakError."""
+    """Folds and pixels of the training patches.
+
+    Of `test` rows nothing but the pixels' hash is taken: a copy of one must not be trained on. Those whose images are
+    not here cannot be compared.
+
+    Raises: DataError when folds, labels or images are not what they should be; LeakError when a case is in two folds,
+        or when a training patch has the pixels of another row.
+    """
     whole = assign(table, recipe.folds)
-    used = np.flatnonzero(whole.index >= 0)
+    used = whole.index >= 0
     rows = table.subset(used)
-    return Source(rows, Assignment(whole.index[used], whole.names), open_pixels(rows))
+    pixels = open_pixels(rows)
+    hashes = np.empty(len(table), dtype=object)
+    hashes[used], hashes[~used] = pixels.hashes, scan_images(table.subset(~used)).hashes
+    refuse_duplicates(table, hashes.tolist(), used)
+    return Source(rows, Assignment(whole.index[used], whole.names), pixels)

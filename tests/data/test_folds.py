@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import midog
 from midog.data.counts import count_by
 from midog.data.folds import assign, extend, hold_out, make_folds
-from midog.data.patches import Patch, PatchTable
+from midog.data.patches import Patch, PatchTable, read_table
 from midog.data.readers import read_layout
+from midog.data.synthetic import draw
 from midog.errors import DataError, LeakError, UsageError
+
+from .conftest import save
 
 
 def drawn(cases: int, seed: int, domains: int = 2, per_case: int = 9) -> PatchTable:
@@ -158,6 +163,68 @@ def test_extend_moves_no_old_case_and_places_every_new_one() -> None:
 def test_extend_needs_folds() -> None:
     with pytest.raises(DataError, match="no folds to keep"):
         extend(drawn(9, 0), drawn(5, 0))
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> tuple[Path, Path, PatchTable]:
+    """A drawn data set, its table with folds and held-out cases, and that table read."""
+    data = draw(tmp_path / "old", cases=10, per_case=4)
+    path = tmp_path / "old.csv"
+    midog.read_patches(data, folds="grouped:2:0", hold_out=0.3).write(path)
+    return data, path, read_table(path)
+
+
+def copies(table: PatchTable, cases: list[str], folder: Path, case: str = "slide77") -> Path:
+    """Images of `cases` under other names, as the case `case` of another data set, with one of its own."""
+    folder.mkdir()
+    rows = [patch for patch in table if patch.case in cases]
+    for number, patch in enumerate(rows):
+        shutil.copy(table.file(patch), folder / f"{number}.png")
+    save(folder / "own.png", 1000)
+    lines = [f"{number}.png,{patch.label},{case}" for number, patch in enumerate(rows)]
+    (folder / "new.csv").write_text("\n".join(["path,label,case", *lines, f"own.png,1,{case}"]) + "\n")
+    return folder / "new.csv"
+
+
+def case_in(table: PatchTable, split: str) -> str:
+    return next(patch.case for patch in table if patch.split == split)
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_a_held_out_case_stays_held_out_under_another_name(
+    held_out: tuple[Path, Path, PatchTable], tmp_path: Path, first: str
+) -> None:
+    data, path, old = held_out
+    new = copies(old, [case_in(old, "test")], tmp_path / "new")
+    order = (data, new) if first == "old" else (new, data)
+    checked = midog.read_patches(*order, join_duplicates=True, extend=path)
+    assert not checked.problems
+    place = {name: (p.split, p.fold) for p in checked.table for name in (p.patch_id, *p.aliases)}
+    assert place["own.png"] == ("test", None)
+    assert {p.patch_id: place[p.patch_id] for p in old} == {p.patch_id: (p.split, p.fold) for p in old}
+
+
+def test_a_held_out_case_is_known_by_its_pixels_where_the_old_data_are_left_out(
+    held_out: tuple[Path, Path, PatchTable], tmp_path: Path
+) -> None:
+    _, path, old = held_out
+    new = copies(old, [case_in(old, "test")], tmp_path / "new")
+    assert {p.split for p in midog.read_patches(new, extend=path).table} == {"test"}
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_a_case_that_links_a_held_out_case_to_a_training_case_is_refused(
+    held_out: tuple[Path, Path, PatchTable], tmp_path: Path, first: str
+) -> None:
+    data, path, old = held_out
+    train, test = case_in(old, "train"), case_in(old, "test")
+    new = copies(old, [train, test], tmp_path / "new")
+    order = (data, new) if first == "old" else (new, data)
+    with pytest.raises(LeakError, match="more than one fold or split") as caught:
+        midog.read_patches(*order, join_duplicates=True, extend=path)
+    (line,) = caught.value.details
+    assert f"test as {test}" in line and f"as {train}" in line and "fold" in line
+    assert "--join-duplicates --folds grouped:5:0" in caught.value.fix
 
 
 def test_leave_one_out() -> None:

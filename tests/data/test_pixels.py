@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -168,6 +170,17 @@ def test_an_unwritable_cache_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MidogError, match="MIDOG_CACHE=FOLDER"):
         open_pixels(table, tmp_path / "file")
+
+
+def test_a_cache_without_locks_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    table = table_of(save(tmp_path / "a.png", 0).parent, ["a.png"])
+    with pytest.raises(MidogError, match="keeps no locks") as caught:
+        open_pixels(table, tmp_path / "cache")
+    assert "MIDOG_CACHE=FOLDER" in caught.value.fix
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

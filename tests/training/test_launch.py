@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from midog.cli import run as midog
+from midog.data.checks import check
 from midog.data.patches import PatchTable
-from midog.errors import DataError, UsageError, WeightsError
+from midog.errors import DataError, LeakError, UsageError, WeightsError
 from midog.recipe import Recipe, load_recipe, resolved
 from midog.run import open_run
-from midog.training.launch import preview_augmentation, train_recipe
+from midog.status import CHECKPOINTS
+from midog.training.folder import hold
+from midog.training.launch import find_place, preview_augmentation, train_recipe
 from midog.training.machine import Machine
+from midog.training.source import gather
 
 QUICK = ("each.training.epochs=1", "each.training.warmup=0")
 
@@ -55,11 +61,50 @@ def test_changed_data_are_refused(
         rows = tuple(replace(patch, fold=1 - (patch.fold or 0)) for patch in table)
         key = "folds_sha256"
     else:
-        rows = (replace(first, path=second.path), *table.patches[1:])
+        rows = (replace(first, path=second.path), replace(second, path=first.path), *table.patches[2:])
         key = "pixels_sha256"
     with pytest.raises(UsageError) as caught:
         train_recipe(quick, table.with_patches(rows), tmp_path / "run", threads=1)
     assert [line.split(": ")[1] for line in caught.value.details] == [key]
+
+
+def test_a_corrected_column_that_training_used_is_refused(tmp_path: Path, recipe_path: Path, table: PatchTable) -> None:
+    recipe = load_recipe(recipe_path, [*QUICK, "each.auxiliary={kind: domain_adversarial, confounder: tumour}"])
+    train_recipe(recipe, table, tmp_path / "run", folds=[0], threads=1)
+    corrected = table.with_patches([replace(table.patches[0], tumour="drawn melanoma"), *table.patches[1:]])
+    with pytest.raises(UsageError) as caught:
+        train_recipe(recipe, corrected, tmp_path / "run", threads=1)
+    assert [line.split(": ")[1] for line in caught.value.details] == ["columns_sha256"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_same_pixels_under_two_names_are_refused_as_check_refuses_them(
+    tmp_path: Path, quick: Recipe, table: PatchTable, split: str
+) -> None:
+    """A table written by hand: the copy is in another fold, or held out."""
+    first = table.patches[0]
+    assert first.fold is not None
+    fold = 1 - first.fold if split == "train" else None
+    copy = replace(first, patch_id="copy", path=str(tmp_path / "copy.png"), case="other", split=split, fold=fold)
+    shutil.copy(table.file(first), copy.path)
+    whole = replace(table, patches=(*table.patches, copy), origins=())
+    with pytest.raises(LeakError, match="1 images appear under more than one name") as caught:
+        train_recipe(quick, whole, tmp_path / "run", threads=1)
+    names = (first.patch_id, "copy") if split == "train" else (f"{first.patch_id} (train)", "copy (test)")
+    assert caught.value.details == (" = ".join(names),)
+    assert caught.value.fix == check(whole, join_duplicates=False).problems[0].fix
+    assert not (tmp_path / "run").exists()
+
+
+def test_copies_among_test_patches_and_test_images_that_are_away_stop_nobody(
+    tmp_path: Path, quick: Recipe, table: PatchTable
+) -> None:
+    first = table.patches[0]
+    held = tuple(replace(p, split="test", fold=None) if p.case == first.case else p for p in table)
+    twice = [replace(held[0], patch_id=name, path=str(tmp_path / name)) for name in ("copy.png", "away.png")]
+    shutil.copy(table.file(first), tmp_path / "copy.png")
+    whole = replace(table, patches=(*held, *twice), origins=())
+    assert gather(quick, whole).table.ids == tuple(p.patch_id for p in held if p.split == "train")
 
 
 def test_a_member_is_added_and_the_blend_changed_at_any_time(
@@ -176,3 +221,55 @@ def test_failures_are_told_by_reason_each_with_its_fix(tmp_path: Path, table: Pa
     first, fix, *_ = caught.value.details
     assert first.startswith("vit fold 0, vit fold 1: pretrained weights of test_vit")
     assert fix.strip().startswith("fix: midog models pull test_vit")
+
+
+def test_checkpoints_that_a_killed_process_left_beside_a_fold_that_is_done_go(
+    tmp_path: Path, quick: Recipe, table: PatchTable
+) -> None:
+    run = train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+    left = [run.fold_folder("micro", 0) / name for name in CHECKPOINTS]
+    for path in left:
+        path.write_bytes(b"left")
+    with hold(run.fold_folder("micro", 0)):  # its process may be about to remove them itself
+        train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+        assert all(path.is_file() for path in left)
+    train_recipe(quick, table, tmp_path / "run", folds=[0], threads=1)
+    assert not any(path.exists() for path in left)
+
+
+def test_a_fold_that_is_left_alone_is_trained_on_a_gpu_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert find_place(gpus=[2, 3]).machine.device == "cuda:2"
+    assert find_place(gpus=[3]).machine.device == "cuda:3"
+    assert find_place().machine.device == "auto"
+    assert find_place(gpus=[2, 3], machine=Machine(device="cpu")).machine.device == "cpu"
+
+
+def test_a_dry_run_minds_the_gpus_that_are_named(
+    recipe_path: Path, table_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert midog(["train", str(recipe_path), str(table_path), "--dry-run", "--gpus", "97"]) == 2
+    assert "there is no GPU 97" in capsys.readouterr().err
+
+
+def test_the_next_command_is_one_that_can_be_typed(
+    tmp_path: Path,
+    recipe_path: Path,
+    table_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = recipe_path.read_text()
+    recipe_path.write_text(f"{text}  vit: {{backbone: test_vit, image: {{size: 64}}}}\nblend: equal\n")
+    typed = ["train", str(recipe_path), str(table_path), "-o", "run", "--set", QUICK[0], "--set", QUICK[1]]
+    for more, wanted in {
+        ("--member", "vit", "--fold", "0"): "midog status run",
+        ("--member", "vit"): "midog blend run:vit -o blends/run",
+        (): "midog blend run -o blends/run",
+    }.items():
+        assert midog([*typed, *more, "--threads", "1"]) == 0
+        command = capsys.readouterr().err.rstrip().rpartition("next: ")[2]
+        assert command == wanted
+        assert midog(command.split()[1:]) == 0
+        capsys.readouterr()

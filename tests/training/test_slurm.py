@@ -25,9 +25,11 @@ from midog.files import sha256_file
 from midog.recipe import load_recipe
 from midog.run import open_run
 from midog.status import list_queue, read_log, submitted_jobs
-from midog.training.cluster import FoldJob, Slurm, notice, parameters, parse_slurm
+from midog.training.cluster import FoldJob, notice, parameters
 from midog.training.jobs import Job, read_failure
-from midog.training.launch import train_recipe
+from midog.training.launch import Place, carry_out, plan_run, train_recipe
+from midog.training.machine import Machine
+from midog.training.slurm_settings import Slurm, parse_slurm
 
 PATIENCE = 300.0
 """Seconds to wait for anything: six people may share the machine."""
@@ -41,7 +43,7 @@ def controller() -> Iterator[None]:
     if subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode:
         pytest.skip('no SLURM controller answers: eval "$(.ci/slurm start)" starts one')
     yield
-    subprocess.run(["scancel", "--name=midog-six,midog-two"], check=False)
+    subprocess.run(["scancel", "--name=midog-six,midog-two,midog-first,midog-second"], check=False)
 
 
 def until(what: Callable[[], object]) -> None:
@@ -133,6 +135,72 @@ def test_what_slurm_refuses_is_told_with_its_words(tmp_path: Path, recipe_path: 
         train_recipe(load_recipe(recipe_path), table, tmp_path / "run", slurm="partition=nowhere,time=1:00:00,gpus=0")
     assert any("nowhere" in line or "partition" in line for line in caught.value.details)
     assert submitted_jobs(tmp_path / "run") == {}
+
+
+@pytest.mark.usefixtures("controller")
+def test_the_runs_of_a_grid_wait_in_the_queue_together(tmp_path: Path, recipe_path: Path, table: PatchTable) -> None:
+    """No job begins before those of both runs are there, or before it is clear that they will not be."""
+    recipe, place = (
+        load_recipe(recipe_path),
+        Place(Machine(threads=1), (), Slurm(480, cpus=1, gpus=0, mem="600M"), None),
+    )
+    runs = [tmp_path / name for name in ("first", "second")]
+    plans = [plan_run(recipe, table, run, place, folds=[0]) for run in runs]
+    partition = subprocess.run(["sinfo", "-ho", "%R"], capture_output=True, text=True, check=True).stdout.split()[0]
+    seen: list[bool] = []
+
+    def turn(state: str) -> None:
+        subprocess.run(["scontrol", "update", f"partitionname={partition}", f"state={state}"], check=True)
+
+    def wait_and_open() -> None:
+        deadline = time.monotonic() + 60
+        while not all(map(submitted_jobs, runs)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seen.append(all(map(submitted_jobs, runs)))
+        turn("up")
+
+    turn("down")
+    opening = threading.Thread(target=wait_and_open)
+    opening.start()
+    try:
+        carry_out(plans, place)
+    finally:
+        opening.join()
+    assert seen == [True] and [plan.tally.trained for plan in plans] == [1, 1]
+
+
+STAND_IN = """#!/bin/sh
+# One thing of a cluster: jobs are taken, and done once those of two runs are there; the queue is always empty.
+name=$(sed -n 's/#SBATCH --job-name=midog-//p' "$1")
+echo "$name" >> {log}
+if [ "$(sort -u {log} | wc -l)" = 2 ]; then
+    for run in first second; do echo '{{"seconds": 1}}' > {runs}/$run/micro/fold_0/done.json; done
+fi
+echo Submitted batch job $(wc -l < {log})
+"""
+
+
+def test_the_folds_of_all_runs_are_submitted_before_any_is_waited_for(
+    tmp_path: Path, recipe_path: Path, table: PatchTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts stand in for SLURM, which is not needed to see in which order it is asked."""
+    (tmp_path / "bin").mkdir()
+    scripts = {
+        "sbatch": STAND_IN.format(log=tmp_path / "log", runs=tmp_path),
+        "squeue": "#!/bin/sh\n",
+        "srun": "#!/bin/sh\n",
+    }
+    for name, text in scripts.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    recipe, place = load_recipe(recipe_path), Place(Machine(threads=1), (), Slurm(480, gpus=0), None)
+    plans = [plan_run(recipe, table, tmp_path / name, place, folds=[0]) for name in ("first", "second")]
+    for plan in plans:
+        plan.missing[0].folder.mkdir(parents=True)
+    carry_out(plans, place)
+    assert (tmp_path / "log").read_text().split() == ["first", "second"]
+    assert [plan.tally.trained for plan in plans] == [1, 1] and not any(plan.tally.failures for plan in plans)
 
 
 @pytest.fixture
