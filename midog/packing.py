@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.blend import BLEND_FILE, Blend, BlendMember, read_blend
 from midog.archive import CARD_FILE, MANIFEST_FILE, manifest_bytes, write_archive
-from midog.errors import DataError, UsageError, WeightsError, unknown
+from midog.errors import DataError, MidogError, UsageError, WeightsError, unknown
 from midog.files import SCHEMA_VERSION, lock, read_json, sha256_bytes, sha256_file
 from midog.progress import track
 from midog.run import Run, open_run
@@ -101,7 +101,7 @@ def _staging(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f".{glob.escape(out.name)}.*"):
         # The kernel drops a lock when its process dies: what nobody holds is rubbish.
-        with suppress(UsageError), lock(leftover / LOCK, "another process is bundling"):
+        with suppress(MidogError), lock(leftover / LOCK, "another process is bundling"):
             shutil.rmtree(leftover, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as name,

@@ -1,6 +1,6 @@
 """The run folder: where things are, what is done, what came out. No torch, no pydantic.
 
-runs/<name>/recipe.yaml  manifest.json  patches.csv
+runs/<name>/recipe.yaml  manifest.json  patches.csv; .lock, held while these are written
 runs/<name>/<member>/fold_<k>/model.safetensors oof.csv log.jsonl done.json
                               last.safetensors until finished, failed.json where it failed, .lock: who trains it
                               start.jsonl of a start; start.safetensors, what came of it, until finished

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from midog.errors import ContractError
+from midog.errors import ContractError, MidogError
 from midog.files import write_text
 from submission.challenge import TRACK2, plain
 
@@ -85,6 +85,8 @@ def write_answers(folder: Path | str, answers: Sequence[dict[str, Any]], pages: 
         write_text(path, text)
         path.chmod(0o644)
         written = path.read_text(encoding="utf-8")
+    except MidogError as error:
+        raise ContractError(error.problem, error.fix) from error
     except OSError as error:
         raise ContractError(
             f"cannot write {path}: {error.strerror or error}", "make the output folder writable for this user"
