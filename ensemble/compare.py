@@ -25,6 +25,7 @@ REPLICATES = 4000
 NOISE = "noise"
 ONE_TRAINING = "one training"
 """The verdict where other cases would say the same, but a single training a side cannot tell luck from worth."""
+ONE_TRAINING_MEANS = f"{ONE_TRAINING}: other cases would say the same, but a single fold model a side may be luck"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def compare(
     Of the runs that `midog train --vary` made (their folder, or more than two of them): what each varied key is worth,
     averaged over the other keys and the seeds, with intervals over cases and seeds.
     """
+    from ensemble.compare import ONE_TRAINING, ONE_TRAINING_MEANS
     from ensemble.oof import split_spec
     from midog import api
     from midog.grid import is_grid
@@ -91,6 +92,8 @@ def compare(
         says += (
             f"; left out: {comparison.left_out[0]} patches that only A has, {comparison.left_out[1]} that only B has"
         )
+    if any(difference.verdict == ONE_TRAINING for difference in comparison.differences):
+        says += f"\n{ONE_TRAINING_MEANS}"
     content = {"verdict": comparison.verdict, "drawn": comparison.drawn, "rows": comparison.table()}
     show(content, f"{text_table(comparison.table())}\n\n{says}", as_json)
 

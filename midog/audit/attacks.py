@@ -162,6 +162,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """What attacks cost, beside noise of equal budget, and how they carry over."""
     whole = [row for row in found["rows"] if row["by"] == "all"]
     panels = {}
     for kind in KINDS:

@@ -75,6 +75,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Scores of the simplest ways to answer, beside those of the audited model."""
     known = {name: row for name, row in found["rows"].items() if "problem" not in row}
     names = {PROBE: f"{PROBE}, {found['backbone']}"}
     drawings = tuple(

@@ -139,6 +139,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Calibration in each domain, and what one fitted without the domain leaves."""
     dots, unseen, rows = [], [], []
     for row in found["rows"]:
         error, name = row["error"], row["group"]

@@ -95,6 +95,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """What each corruption costs at each severity."""
     panels = {
         name: {
             "lines": {"": [step["balanced_accuracy"] for step in row["severities"]]},

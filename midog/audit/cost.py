@@ -144,6 +144,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Work, memory and time of each member, and what each operating point gains by its cost."""
     dots = [Dot(row["member"], row["macs_per_patch"] / 1e9) for row in found["rows"]]
     rows = [
         {

@@ -63,6 +63,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Scores by domain, and what the threshold costs in one that it has never seen."""
     rows = found["rows"]
     drawings = [
         Drawing(interval_plot([_dot(row, metric) for row in rows], words, 0.5), f"{words}, 95 % intervals by case.")

@@ -43,6 +43,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Balanced accuracy over magnifications, and with the centre of the patch alone."""
     scales, crops = found["magnification"], found["crop"]
     drawings = (
         Drawing(

@@ -59,6 +59,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """How well scanner and tumour are told from the features, adapted and frozen."""
     dots, rows, problems = [], [], []
     for by, arrays in found["by"].items():
         for name, card in arrays.items():

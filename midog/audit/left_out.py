@@ -92,6 +92,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Scores of a probe in each scanner and tumour left out, and what it lacks against one by case."""
     rows = found["rows"]
     drawings = tuple(
         Drawing(

@@ -76,6 +76,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Scores of a probe over the share of the training cases that it learns from."""
     rows = found["rows"]
     drawing = Drawing(
         curve(

@@ -89,6 +89,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Robustness index against chance for each confounder, and the other measures as a table."""
     drawings, rows, problems = [], [], []
     for by, one in found["by"].items():
         if "problem" in one:

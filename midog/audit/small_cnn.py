@@ -95,6 +95,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Scores of the small network beside those of the audited model, and what that gains."""
     rows = found["rows"]
     drawings = tuple(
         Drawing(

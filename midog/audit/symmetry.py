@@ -121,6 +121,7 @@ def headline(found: dict[str, Any]) -> str:
 
 
 def section(found: dict[str, Any]) -> Section:
+    """Balanced accuracy in each view, and how much the answer and the features move over them."""
     dots = []
     for name, row in found["scores"].items():
         ba = row["balanced_accuracy"]

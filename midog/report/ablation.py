@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ensemble.ablation import Ablation, Effect
-from ensemble.compare import ONE_TRAINING
+from ensemble.compare import ONE_TRAINING, ONE_TRAINING_MEANS
 from midog.report.text import cell_text, text_table
 
 TITLES = {"roc_auc": "AUROC", "log_loss": "log-loss", "balanced_accuracy": "BA"}
@@ -29,9 +29,7 @@ def ablation_text(found: Ablation) -> str:
         f"difference, wide enough for all of a table to hold together; the bootstrap drew {found.drawn}"
     ]
     if any(effect.verdict == ONE_TRAINING for effect in found.effects):
-        notes.append(
-            f"{ONE_TRAINING}: other cases would say the same, but one fold model a side may be luck: more seeds"
-        )
+        notes.append(ONE_TRAINING_MEANS)
     if found.left_out:
         notes.append(f"left out, not finished with every seed: {', '.join(found.left_out)}")
     return "\n\n".join([*texts, "\n".join(notes)])

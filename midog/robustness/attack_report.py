@@ -47,6 +47,7 @@ class Row:
     excess: dict[str, Estimate] | None
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 
@@ -59,6 +60,7 @@ class Cell:
     effect: Effect
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

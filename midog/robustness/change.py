@@ -36,6 +36,7 @@ class RobustnessChange:
     interval: Interval | None
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

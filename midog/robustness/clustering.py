@@ -41,6 +41,7 @@ class ClusteringCard:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return {**asdict(self), "left_out": list(self.left_out)}
 
 

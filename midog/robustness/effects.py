@@ -88,6 +88,7 @@ class Effect:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -39,6 +39,7 @@ class PairedRobustness:
     repeats: int
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return {
             **self.card.to_dict(),
             "curve": [card.to_dict() for card in self.curve],

@@ -48,6 +48,7 @@ class RobustnessCard:
     interval: Interval | None
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -53,6 +53,7 @@ class Drop:
     accuracies: Floats = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return {
             "average_performance_drop": self.average_performance_drop,
             "interval": self.interval.to_dict() if self.interval else None,
@@ -74,6 +75,7 @@ class PerformanceDrop:
     out_of_domain: Drop | None
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return {
             "classes": list(self.classes),
             "domains": list(self.domains),

@@ -33,6 +33,7 @@ class Predictability:
     folds: int
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -31,6 +31,7 @@ class Stability:
     views: int
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble.compare import Comparison, compare, load_scored
+from ensemble.compare import ONE_TRAINING_MEANS, Comparison, compare, load_scored
 from ensemble.crossfit import blend_runs
 from ensemble.fit import BlendSettings
 from ensemble.oof import align
 from ensemble.predictions import write_scored
+from midog.cli import run as command
 from midog.data.patches import PatchTable
 from midog.errors import DataError, UsageError
 from midog.files import write_csv
@@ -83,7 +84,7 @@ def test_the_luck_of_a_fold_model_is_part_of_the_spread(
     assert by_case.drawn == "cases" and by_case.verdict == "B better"
 
 
-def test_one_training_a_side_is_no_proof(make: Any, tmp_path: Path) -> None:
+def test_one_training_a_side_is_no_proof(make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where scanners are the folds, one lucky fold model is all there is of its scanner: cases cannot tell luck."""
     table = make.table(tmp_path / "t", n=800, cases=40)
     scanners = sorted(set(table.column("scanner")))
@@ -96,6 +97,8 @@ def test_one_training_a_side_is_no_proof(make: Any, tmp_path: Path) -> None:
     assert verdicts(found, scanners[0])["roc_auc"] == "one training"
     assert verdicts(found, scanners[1])["roc_auc"] == "noise"
     assert found.drawn == "folds and cases"
+    assert command(["compare", str(a), str(b), "--by", "scanner"]) == 0
+    assert ONE_TRAINING_MEANS in capsys.readouterr().out
 
 
 def test_by_group(two: tuple[Path, Path, Path]) -> None:
