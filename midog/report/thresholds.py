@@ -25,7 +25,7 @@ TITLE = "Domains that the threshold never saw"
 EXPLAINED = (
     "BA with shift, temperature and threshold fitted on the other domains by either rule; regret = best BA of any one\n"
     "threshold - BA; * the regret when fitted by case, the domain seen; fewer than ten patches of a class: none;\n"
-    "networks and weights have seen every domain here: `folds: scanner` says what scanners never seen cost them"
+    "networks and weights have seen every domain here: a run with `folds: scanner` says what unseen scanners cost"
 )
 
 
@@ -48,8 +48,8 @@ def threshold_section(found: Findings) -> Section | None:
     text = (
         "Shift, temperature and threshold fitted on all other domains and applied to this one: pooled, or across, "
         "which serves each of them alike. Regret is what the best threshold on the domain's own logits would have "
-        "gained; the ranking, and so the AUROC, does not depend on it. Networks and weights have seen every domain; "
-        "what scanners never seen cost them is said by a run with folds: scanner."
+        "gained; the ranking, and so the AUROC, does not depend on it. Networks and weights have seen every domain; a "
+        "run with folds: scanner says what unseen scanners cost."
     )
     rule = found.threshold_rule
     names = ["all", *figures.domain_names([row["domain"] for row in domains])]
