@@ -117,11 +117,16 @@ def check_schema(content: dict[str, Any], where: str) -> None:
 
 def write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     """Write a CSV with LF line ends atomically; floats as `repr`, so that they read back equal."""
+    return write_text(path, csv_text(header, rows))
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    """What `write_csv` writes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_csv(path: Path | str) -> tuple[list[str], list[list[str]]]:

@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from midog.errors import DataError, UsageError, unknown
-from midog.files import atomic, check_schema, read_csv, sha256_bytes, sha256_file
+from midog.files import atomic, check_schema, csv_text, read_csv, sha256_bytes, sha256_file
 
 ARRAYS = (".safetensors", ".npz", ".npy")
 NUMBERED = re.compile(r"feature_\d+")
@@ -69,21 +67,13 @@ def write_features(path: Path | str, features: Features) -> Path:
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UsageError(f"features are written as .safetensors, not {path.name}", f"-o {path.stem}.safetensors")
-    rows = _table(features.columns)
+    rows = csv_text(features.columns, zip(*features.columns.values(), strict=True)).encode("utf-8")
     about = {"schema_version": 1, "content": "features", "table_sha256": sha256_bytes(rows)}
     plain = {name: np.ascontiguousarray(values) for name, values in sorted(features.arrays.items())}
     with atomic(path.with_suffix(".csv")) as table, atomic(path) as temporary:  # both are whole before either moves
         table.write_bytes(rows)
         temporary.write_bytes(save(plain, metadata={"midog": json.dumps(about, sort_keys=True)}))
     return path
-
-
-def _table(columns: Mapping[str, NDArray[np.object_]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode("utf-8")
 
 
 def read_features(path: Path | str) -> Features:
