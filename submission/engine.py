@@ -18,7 +18,7 @@ from typing import Any
 from midog.errors import MidogError, UsageError
 from submission.challenge import TRACK2
 from submission.trial.enclosure import PROCESSES, SHARED_MEMORY, TMP
-from submission.trial.runners import GIB, Conditions, Outcome, run_command
+from submission.trial.runners import GIB, GPU_TOLERANCE, PROCESSOR_TOLERANCE, Conditions, Outcome, run_command
 
 ENGINES = ("docker", "podman")
 PYTHON = "/opt/venv/bin/python"
@@ -125,6 +125,10 @@ class EngineRunner:
     @property
     def name(self) -> str:
         return f"{self.engine.name}, {self.image}"
+
+    @property
+    def tolerance(self) -> float:
+        return GPU_TOLERANCE if self.gpu else PROCESSOR_TOLERANCE
 
     def skips(self) -> Mapping[str, str]:
         link = {"B10": "/input cannot be made a link in a read-only image: test --no-engine shows it"}

@@ -18,8 +18,6 @@ from submission.trial.rehearsal import expected_scores, write_evaluation
 from submission.trial.trials import Evidence, Trial
 from submission.verdict import Status, Verdict
 
-TOLERANCE = 1e-5
-"""By which a patch's confidence may differ between jobs: other neighbours in a batch, float32 on the processor."""
 AGREEMENT = 1e-9
 """Between the scores of the evaluator and an independent computation."""
 
@@ -71,7 +69,11 @@ def unlike(evidence: Evidence, trials: Sequence[Trial]) -> list[str]:
             known.setdefault(patch, (value, trial.name))
     faults = []
     for trial in trials:
-        off = [(patch, value) for patch, value in _shown(trial) if not abs(value - known[patch][0]) <= TOLERANCE]
+        off = [
+            (patch, value)
+            for patch, value in _shown(trial)
+            if not abs(value - known[patch][0]) <= evidence.runner.tolerance
+        ]
         if off:
             (patch, value), (other, where) = off[0], known[off[0][0]]
             faults.append(f"{trial.name}: patch {patch} has {value:.6f}, in {where} {other:.6f}")
@@ -182,7 +184,7 @@ def order(evidence: Evidence) -> Finding:
     values = dict(_shown(trials[0]))
     spread = max(values.values()) - min(values.values())
     found = first(unlike(evidence, [*trials, *single]))
-    if not found and spread <= 2 * TOLERANCE:
+    if not found and spread <= 2 * evidence.runner.tolerance:
         return say("warn", "all pages have the same confidence: their order cannot be told")
     return found or say("pass", f"{len(values)} pages permuted, {len(single)} jobs of one page")
 
@@ -205,7 +207,7 @@ def as_predicted(evidence: Evidence) -> Finding:
                 return f"{trial.name}: {len(expected)} confidences by midog predict, none or others here"
             worst = max(worst, float(np.abs(found - expected).max()))
     count = f"{len(evidence.predicted)} jobs, largest difference {worst:.1e}"
-    return say("pass" if worst <= TOLERANCE else "fail", count)
+    return say("pass" if worst <= evidence.runner.tolerance else "fail", count)
 
 
 def evaluated(evidence: Evidence) -> Finding:

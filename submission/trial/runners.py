@@ -33,6 +33,10 @@ GRACE = 5.0
 """Seconds between the platform's SIGTERM and its SIGKILL."""
 KEPT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS")
 GIB = 1 << 30
+PROCESSOR_TOLERANCE = 1e-5
+"""By which a patch's confidence may differ between jobs, where its neighbours in a batch differ, in float32."""
+GPU_TOLERANCE = 0.05
+"""The same in half precision, our choice: one view of a MobileNetV2 is up to .04 apart in bfloat16 and in float32."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,10 @@ class Runner(Protocol):
     def baked(self) -> bool:
         """Whether the algorithm brings weights of its own, so that it answers with an empty /opt/ml/model."""
 
+    @property
+    def tolerance(self) -> float:
+        """By which the confidence of a patch may differ from job to job, and from `midog predict`."""
+
     def run(self, input_dir: Path, output_dir: Path, conditions: Conditions) -> Outcome:
         """Answer one job. A job folder that is a symbolic link is shown as one where that can be done."""
 
@@ -107,6 +115,7 @@ class ProcessRunner:
 
     name = "plain process"
     baked = False
+    tolerance = PROCESSOR_TOLERANCE
 
     def __init__(self, script: Path = SCRIPT, enclosed: bool = True) -> None:
         """`script`: another entry point. `enclosed`: False takes the plain process even where more is possible."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 
 from midog.bundle import open_bundle
+from submission.challenge import TRACK2
 from submission.conformance import CHECKS, conform, judge
+from submission.engine import Engine, EngineRunner
 from submission.predict import predict_what
 from submission.trial.invocation import LINES
 from submission.trial.jobs import BASE, make_jobs, open_to_all
@@ -173,6 +177,18 @@ def test_our_own_entry_point_on_a_tiny_bundle(tmp_path, jobs, tiny_folder):
     verdicts = [judge(line, *CHECKS[line], evidence) for line in lines]
     assert {verdict.status for verdict in verdicts} == {"pass", "info"}, verdict_table(verdicts)
     assert "start" in verdicts[10].detail and "MB" in verdicts[11].detail
+
+
+@pytest.mark.parametrize(("gpu", "apart", "status"), [(False, 0.02, "fail"), (True, 0.02, "pass"), (True, 0.2, "fail")])
+def test_half_precision_on_a_gpu_may_differ_and_no_more_than_it_does(tmp_path, jobs, gpu, apart, status):
+    base = next(job for job in jobs if job.name == BASE)
+    values = np.linspace(0.1, 0.7, base.pages)
+    entries = [{TRACK2.class_key: TRACK2.classes[0], TRACK2.confidence_key: value} for value in values]
+    trial = Trial(BASE, base, Outcome(0, 1.0, b"", b""), {TRACK2.output_file: json.dumps(entries).encode()})
+    runner = EngineRunner(Engine("podman"), "midog:latest", gpu=gpu)
+    predicted = {BASE: values + apart}
+    evidence = Evidence(runner, (trial,), trial, {}, {}, {}, STATUS, Conditions(), tmp_path, predicted=predicted)
+    assert judge("C10", *CHECKS["C10"], evidence).status == status
 
 
 SHUT = {
