@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from midog.terminal import Json, note, show, wrote
 
 if TYPE_CHECKING:
     from midog.run import Run
+    from midog.training.slurm_settings import Slurm
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the recipes that ship with the package.")
 SetOption = Annotated[
@@ -87,12 +89,14 @@ def train(
         from midog.training.dry_run import dry_run as prove_all
         from submission.challenge import TRACK2
 
-        here = find_place(machine=machine, gpus=_gpus(gpus)).machine
+        place = find_place(machine=machine, gpus=_gpus(gpus), slurm=slurm)
+        here = place.machine if place.cluster is None else machine
         dry = prove_all(loaded, table, pretrained, here, member)
         limit = f"  the platform may stop a job after {TRACK2.stack_seconds:.0f} s; its GPU has 16 GB"
+        asked = "" if place.cluster is None else f"\n{_asked(place.cluster)}"
         names = [] if varied is None else list(varied.recipes)
         whole = "\n".join([f"{len(names)} runs, of which the first is proved:", *names, "", ""]) if names else ""
-        show({**({"runs": names} if names else {}), **dry.to_dict()}, f"{whole}{dry.text()}\n{limit}", as_json)
+        show({**({"runs": names} if names else {}), **dry.to_dict()}, f"{whole}{dry.text()}\n{limit}{asked}", as_json)
         return
     folder = out or Path("runs") / (Path(recipe).stem + ("" if varied is None else "-grid"))
     options: dict[str, Any] = {"members": member, "folds": fold, "pretrained": pretrained, "threads": threads}
@@ -148,6 +152,15 @@ def recipes_copy(
     if target.exists():
         raise UsageError(f"{target} exists", f"midog recipes copy {name} ANOTHER.yaml")
     wrote(write_text(target, recipe_text(name)), next_command=f"midog train {target} patches.csv --dry-run")
+
+
+def _asked(slurm: Slurm) -> str:
+    """What each fold will ask the cluster for; the hours above it are this machine's."""
+    said = [f"{key}={value}" for key, value in asdict(slurm).items() if value != "" and key != "time"]
+    return (
+        f"  times above are this machine's; on the cluster each fold is a job with {', '.join(said)},"
+        f" requeued and continued after {slurm.time} min"
+    )
 
 
 def _swapped(recipe: str, patches: Path) -> None:

@@ -247,6 +247,18 @@ def test_settings_that_cannot_be_read(text: str, says: str) -> None:
     assert says in str(caught.value)
 
 
+@pytest.mark.usefixtures("sbatch")
+def test_a_dry_run_says_what_the_cluster_will_be_asked_for(
+    recipe_path: Path, table_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["train", str(recipe_path), str(table_path), "--dry-run", "--slurm"]
+    assert midog([*typed, "partition=gpu,tme=60"]) == 2
+    assert "did you mean time?" in capsys.readouterr().err
+    assert midog([*typed, "partition=gpu,time=8:00:00,cpus=64"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "partition=gpu, cpus=64, gpus=1, requeued and continued after 480 min" in said and "this machine's" in said
+
+
 def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="no sbatch") as caught:
