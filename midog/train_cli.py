@@ -12,8 +12,11 @@ from midog.errors import UsageError
 from midog.terminal import Json, note, show, wrote
 
 if TYPE_CHECKING:
+    from midog.data.patches import PatchTable
     from midog.run import Run
-    from midog.training.slurm_settings import Slurm
+    from midog.training.launch import Place
+    from midog.training.machine import Machine
+    from midog.training.source import Recipe
 
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show or copy the recipes that ship with the package.")
 SetOption = Annotated[
@@ -86,17 +89,9 @@ def train(
     table = api.as_table(patches)
     machine = Machine(threads=threads, precision=precision, checkpointing=checkpointing, compile=compile_)
     if dry_run:
-        from midog.training.dry_run import dry_run as prove_all
-        from submission.challenge import TRACK2
-
-        place = find_place(machine=machine, gpus=_gpus(gpus), slurm=slurm)
-        here = place.machine if place.cluster is None else machine
-        dry = prove_all(loaded, table, pretrained, here, member)
-        limit = f"  the platform may stop a job after {TRACK2.stack_seconds:.0f} s; its GPU has 16 GB"
-        asked = "" if place.cluster is None else f"\n{_asked(place.cluster)}"
         names = [] if varied is None else list(varied.recipes)
-        whole = "\n".join([f"{len(names)} runs, of which the first is proved:", *names, "", ""]) if names else ""
-        show({**({"runs": names} if names else {}), **dry.to_dict()}, f"{whole}{dry.text()}\n{limit}{asked}", as_json)
+        place = find_place(pretrained, machine=machine, gpus=_gpus(gpus), slurm=slurm)
+        _dry_run(loaded, table, place, machine if slurm else place.machine, member, names, as_json)
         return
     folder = out or Path("runs") / (Path(recipe).stem + ("" if varied is None else "-grid"))
     options: dict[str, Any] = {"members": member, "folds": fold, "pretrained": pretrained, "threads": threads}
@@ -154,13 +149,28 @@ def recipes_copy(
     wrote(write_text(target, recipe_text(name)), next_command=f"midog train {target} patches.csv --dry-run")
 
 
-def _asked(slurm: Slurm) -> str:
-    """What each fold will ask the cluster for; the hours above it are this machine's."""
-    said = [f"{key}={value}" for key, value in asdict(slurm).items() if value != "" and key != "time"]
-    return (
-        f"  times above are this machine's; on the cluster each fold is a job with {', '.join(said)},"
-        f" requeued and continued after {slurm.time} min"
-    )
+def _dry_run(
+    recipe: Recipe,
+    table: PatchTable,
+    place: Place,
+    here: Machine,
+    members: list[str] | None,
+    runs: list[str],
+    as_json: bool,
+) -> None:
+    """Prove each member on `here`, and say what it costs: of `runs`, the grid's where there is one, the first."""
+    from midog.training.dry_run import dry_run
+    from submission.challenge import TRACK2
+
+    dry = dry_run(recipe, table, place.pretrained, here, members)
+    grid, said = {"runs": runs} if runs else {}, dry.text()
+    if runs:
+        said = "\n".join([f"{len(runs)} runs, of which the first is proved:", *runs, "", said])
+    said += f"\n  the platform may stop a job after {TRACK2.stack_seconds:.0f} s; its GPU has 16 GB"
+    asked = {} if place.cluster is None else {"slurm": asdict(place.cluster)}
+    if place.cluster is not None:
+        said += f"\n  times above are this machine's; on the cluster each fold is a job: {place.cluster}"
+    show({**grid, **dry.to_dict(), **asked}, said, as_json)
 
 
 def _swapped(recipe: str, patches: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from midog.errors import UsageError, unknown
 
@@ -30,6 +30,11 @@ class Slurm:
     account: str = ""
     qos: str = ""
     constraint: str = ""
+
+    def __str__(self) -> str:
+        said = {key: value for key, value in asdict(self).items() if value != ""}
+        words = [f"{key}={value}" for key, value in said.items() if key != "time"]
+        return f"{', '.join(words)}; requeued and continued after {self.time} min"
 
 
 def parse_slurm(text: str) -> Slurm:

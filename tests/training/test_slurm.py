@@ -256,7 +256,9 @@ def test_a_dry_run_says_what_the_cluster_will_be_asked_for(
     assert "did you mean time?" in capsys.readouterr().err
     assert midog([*typed, "partition=gpu,time=8:00:00,cpus=64"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert "partition=gpu, cpus=64, gpus=1, requeued and continued after 480 min" in said and "this machine's" in said
+    assert "partition=gpu, cpus=64, gpus=1; requeued and continued after 480 min" in said and "this machine's" in said
+    assert midog([*typed, "partition=gpu,time=8:00:00,cpus=64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["slurm"]["time"] == 480
 
 
 def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
